@@ -1,0 +1,53 @@
+# What one can do with a checkout. `make adapt` and `make test` need nothing but Python 3.11 and make.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+
+.PHONY: help setup adapt baseline table pretrain prepare test check style clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready  ## a virtual environment with everything (3 minutes, 6 GB)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.11"; exit 1; }
+	@echo "setting up $(VENV): torch and Ray are large, this takes about 3 minutes and 6 GB"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "$(VENV) is ready"
+
+adapt: setup  ## the main job on the embedded data and weights
+	@if [ -f runs/furniture/config.yaml ]; then \
+		echo "the run 'furniture' exists: going on with it (rm -r runs/furniture starts anew)"; \
+		$(BIN)/python jobs/adapt.py configs/adapt/furniture.yaml --resume; \
+	else \
+		$(BIN)/python jobs/adapt.py configs/adapt/furniture.yaml; \
+	fi
+
+table: setup  ## the whole result table of README: both directions, three seeds, two modes
+	$(BIN)/python jobs/reproduce.py configs/adapt/furniture.yaml
+
+pretrain: setup  ## the embedded starting weights anew
+	$(BIN)/python jobs/pretrain.py configs/pretrain/furniture.yaml
+
+prepare: setup  ## the embedded shards anew, from Debian's sweethome3d packages
+	$(BIN)/python jobs/prepare.py configs/prepare/furniture.yaml
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+style: setup  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy --no-incremental jobs
+	$(BIN)/lint-imports
+
+check: style test  ## what the project's own check runs
+
+clean:  ## the environment and the caches; runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,0 +1,453 @@
+"""Every knob, in the order the data meets them; reads a YAML file into a checked config."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid")
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+Mode = Literal["crossmost", "baseline", "image_only", "points_only"]
+Tower = Literal["image", "point"]
+TOWERS: tuple[Tower, ...] = ("image", "point")
+
+ASSETS = "assets:"
+
+
+class ConfigError(ValueError):
+    """What a user can cure by changing the config or the files it names."""
+
+
+def resolve_path(path: str) -> Path:
+    """Turns a path of a config into a path on disk.
+
+    Args:
+        path: A path, absolute or relative to the working directory; `~` is the home folder, and
+            `assets:` the data and weights that come with the package.
+    """
+    if path.startswith(ASSETS):
+        return Path(str(resources.files("crossmost_ray"))) / "assets" / path.removeprefix(ASSETS)
+    return Path(os.path.expanduser(path)).absolute()
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """Where the shards lie and how they are cut into batches."""
+
+    shards: str
+    """Folder of Parquet shards to learn from. Their labels are never read."""
+
+    test_shards: str | None = None
+    """Folder of Parquet shards that learning never sees; reported as `test`."""
+
+    open_set_shards: str | None = None
+    """Objects of none of the classes: the report says how many the model is confident about."""
+
+    classes: list[str] | None = None
+    """Class names to tell apart. None takes the list in the shards' manifest."""
+
+    templates: list[str] = dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
+    """Prompts; `{}` stands for the class name. Their embeddings are averaged."""
+
+    batch_size: Count = 32
+    """Pairs in a step over all workers together."""
+
+    num_views: Count = 12
+    """Views of each object that are used, evenly spaced over its ring; an epoch visits each."""
+
+    shuffle_buffer: Count = 4096
+    """Pairs that a worker keeps in memory to draw its batches from."""
+
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What to do with a row that can't be used: stop and name it, or leave it out and count it."""
+
+    teacher_views: Count = 2
+    """Views, and samples of points, that the teacher's opinion of a pair is averaged over."""
+
+    num_points: Count = 1024
+    """Points of a cloud that the point tower sees, drawn anew for every pair."""
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            check_classes(self.classes, "data.classes")
+        if not self.templates:
+            raise ValueError("templates is empty: give at least one prompt, such as 'a {}.'")
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template {template!r} must hold {{}} once, for the class name")
+
+
+def check_classes(classes: Sequence[str], source: str) -> None:
+    """Refuses a class list that can't make a classifier.
+
+    Raises:
+        ValueError: If it is empty, holds a blank name or a name twice; `source` says whose it is.
+    """
+    if not classes:
+        raise ValueError(f"{source} is empty: name at least two classes")
+    if any(not name.strip() for name in classes):
+        raise ValueError(f"{source} holds a blank name")
+    repeated = sorted({name for name in classes if classes.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{source} names {', '.join(repeated)} more than once")
+    if len(classes) < 2:
+        raise ValueError(f"{source} holds one class only: there is nothing to tell apart")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ImageAugmentConfig:
+    """How one view becomes a weak and a strong image."""
+
+    weak_scale: Probability = 0.85
+    """Least share of the view's area in the weak crop."""
+
+    strong_scale: Probability = 0.3
+    """Least share of the view's area in the strong crop."""
+
+    flip: Probability = 0.5
+    """Chance of a left-right flip of the strong image."""
+
+    rand_ops: Natural = 2
+    """RandAugment: operations drawn for each strong image."""
+
+    rand_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 9.0
+    """RandAugment: mean strength of an operation, of 10."""
+
+    rand_chance: Probability = 0.5
+    """RandAugment: chance that a drawn operation is applied."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PointAugmentConfig:
+    """How one cloud becomes a weak and a strong cloud (the order is that of the fields)."""
+
+    weak_scale: NonNegative = 0.1
+    """The weak cloud is scaled by a factor of 1 - this to 1 + this."""
+
+    weak_angle: NonNegative = 0.06
+    """Deviation of the weak cloud's three small rotations, in radians, cut at three times it."""
+
+    scale_low: Positive = 0.5
+    scale_high: Positive = 2.0
+    """The strong cloud is scaled by a factor between these two."""
+
+    turn: Probability = 1.0
+    """Share of a full turn about the up axis that the strong cloud may be rotated by."""
+
+    shift: NonNegative = 0.5
+    """The strong cloud moves by up to this share of its extent, along each axis."""
+
+    jitter: NonNegative = 0.01
+    """Deviation of the noise on each strong point, in radii, cut at five times it."""
+
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.875
+    """Largest share of strong points replaced by copies of one of them."""
+
+    def __post_init__(self) -> None:
+        if self.scale_low > self.scale_high:
+            raise ValueError(f"scale_low {self.scale_low} is above scale_high {self.scale_high}")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MaskConfig:
+    """What is hidden from the student."""
+
+    image_ratio: Probability = 0.3
+    """Share of the image's cells that are hidden."""
+
+    image_cell: Count = 2
+    """Side of a cell, in patches: cells are hidden whole."""
+
+    point_ratio_low: Probability = 0.3
+    point_ratio_high: Probability = 0.4
+    """Share of the cloud's groups that are hidden, drawn per object between these two."""
+
+    def __post_init__(self) -> None:
+        if self.point_ratio_low > self.point_ratio_high:
+            raise ValueError(
+                f"point_ratio_low {self.point_ratio_low} is above "
+                f"point_ratio_high {self.point_ratio_high}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PseudoLabelConfig:
+    """How the teacher's two opinions become one target per object."""
+
+    threshold: Probability = 0.84
+    """Least confidence of a joint label for an object to count (mode crossmost)."""
+
+    threshold_image: Probability = 0.80
+    threshold_point: Probability = 0.82
+    """The same for each tower's own labels (modes baseline, image_only, points_only)."""
+
+    point_weight: Probability = 0.9
+    """Factor on the point tower's confidence before the towers are compared."""
+
+    def __post_init__(self) -> None:
+        if self.point_weight < self.threshold:
+            raise ValueError(
+                f"point_weight {self.point_weight} is below threshold {self.threshold}: "
+                "no point prediction could ever be selected"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LossWeights:
+    """Factor of each term of the objective; a mode uses those of its towers."""
+
+    self_training_image: NonNegative = 1.0
+    self_training_point: NonNegative = 1.0
+    fairness_image: NonNegative = 1.0
+    fairness_point: NonNegative = 1.0
+    masked_image: NonNegative = 1.0
+    masked_point: NonNegative = 1.0
+    global_local_image: NonNegative = 0.2
+    global_local_point: NonNegative = 0.2
+    alignment: NonNegative = 1.0
+    """Image-point contrast; mode crossmost only."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EmaConfig:
+    """How slowly the teacher follows the student."""
+
+    start: Probability = 0.99
+    end: Probability = 0.9998
+    ramp_steps: Count = 400
+    """Steps over which the decay goes from `start` to `end`."""
+
+    def __post_init__(self) -> None:
+        if self.start > self.end:
+            raise ValueError(f"start {self.start} is above end {self.end}")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimConfig:
+    """AdamW, with the learning rate falling along a cosine."""
+
+    epochs: Count = 200
+    lr: Positive = 2e-5
+    """Peak learning rate, as it is: not scaled by the batch."""
+
+    min_lr: NonNegative = 1e-6
+    warmup_epochs: NonNegative = 1.0
+    weight_decay: NonNegative = 0.05
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65
+    """Factor on the learning rate from one block of a tower to the block below it."""
+
+    clip_norm: Positive = 10.0
+    """Gradients longer than this are shortened to it."""
+
+    def __post_init__(self) -> None:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClusterConfig:
+    """What the run asks of the cluster."""
+
+    num_workers: Count = 1
+    use_gpu: bool = False
+    cpus_per_worker: Positive = 1.0
+    threads_per_worker: Count = 1
+    """Threads that torch may use in one worker."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the device computes in it, else float32."""
+
+    max_failures: Natural = 0
+    """How often lost workers are replaced before the run gives up."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluationConfig:
+    """How a model is measured: deterministic, averaged over views and point resamples."""
+
+    num_views: Count = 12
+    point_samples: Count = 4
+    """How many samples of `data.num_points` points of an object are averaged."""
+
+    batch_size: Count = 32
+    """Objects in a batch."""
+
+    num_actors: Count = 1
+    confident: Probability = 0.84
+    """A fused confidence above this counts as confident in the open-set report."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdaptConfig:
+    """One run of label-free adaptation."""
+
+    name: Name
+    """Name of the run, and of its folder below `output`."""
+
+    model: str
+    """Model folder to start from."""
+
+    mode: Mode = "crossmost"
+    """crossmost: joint labels and alignment. baseline: each tower on its own labels."""
+
+    seed: Natural = 0
+    output: str = "runs"
+    """Folder of runs."""
+
+    keep_checkpoints: Count = 2
+    data: DataConfig
+    image_augment: ImageAugmentConfig = ImageAugmentConfig()
+    point_augment: PointAugmentConfig = PointAugmentConfig()
+    mask: MaskConfig = MaskConfig()
+    pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
+    weights: LossWeights = LossWeights()
+    ema: EmaConfig = EmaConfig()
+    optim: OptimConfig = OptimConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PretrainWeights:
+    """Factor of each term of pre-training."""
+
+    point_text: NonNegative = 1.0
+    point_image: NonNegative = 1.0
+    image_text: NonNegative = 1.0
+    masked_image: NonNegative = 0.5
+    masked_point: NonNegative = 0.5
+    global_local_image: NonNegative = 0.1
+    global_local_point: NonNegative = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """Which variants a fresh model is made of."""
+
+    clip: str = "vit_small_64"
+    """Name of our small image-text model, or of one of open_clip's."""
+
+    point_backbone: str = "pointbert_small"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PretrainConfig:
+    """One run of pre-training on captioned objects."""
+
+    name: Name
+    model: ModelConfig = ModelConfig()
+    seed: Natural = 0
+    output: str = "runs"
+    keep_checkpoints: Count = 1
+    data: DataConfig
+    image_augment: ImageAugmentConfig = ImageAugmentConfig()
+    point_augment: PointAugmentConfig = PointAugmentConfig()
+    mask: MaskConfig = MaskConfig()
+    weights: PretrainWeights = PretrainWeights()
+    optim: OptimConfig = OptimConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    report: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Folders of labelled shards by name, for the card's zero-shot accuracies; nothing is chosen
+    by them."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def load_config(cls: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
+    """Reads a YAML file into a config.
+
+    Args:
+        cls: The config class, such as AdaptConfig.
+        path: YAML file that holds what differs from the defaults.
+        overrides: `dotted.key=value`, the value in YAML; they win over the file.
+
+    Raises:
+        ConfigError: If the file is missing or not YAML, or with one line per bad key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no config file '{path}'")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as broken:
+        raise ConfigError(f"{path} is not a YAML file: {broken}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values, such as 'name: first-try'")
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(cls, values, str(path))
+
+
+def parse_config(cls: type[ConfigT], values: dict[str, Any], source: str) -> ConfigT:
+    """Builds `cls` from a parsed YAML mapping, or reports every error of it at once.
+
+    Raises:
+        ConfigError: One line per bad key; a key unknown to `cls` comes with the nearest one.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as invalid:
+        lines = []
+        for error in invalid.errors():
+            key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+            problem = error["msg"].removeprefix("Value error, ")
+            if error["type"] == "unexpected_keyword_argument":
+                near = difflib.get_close_matches(key, list(keys_of(cls)), n=1)
+                problem = f"no such key; did you mean {near[0]}?" if near else "no such key"
+            elif error["type"] == "missing_argument" or error["type"] == "missing":
+                problem = "is needed and missing"
+            elif error["type"] != "value_error":
+                problem = f"{problem}, got {error['input']!r}"
+            lines.append(f"  {key}: {problem}")
+        raise ConfigError("\n".join([f"{source} cannot be run:", *lines])) from None
+
+
+def keys_of(cls: Any, prefix: str = "") -> Iterator[str]:
+    """Yields every dotted key of a config class, sections included."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key = f"{prefix}{field.name}"
+        yield key
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from keys_of(hints[field.name], f"{key}.")
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """Spells a config out, defaults included, as plain values that YAML and JSON can hold."""
+    return dataclasses.asdict(config)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Writes one `dotted.key=value` into the parsed YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}' is no override; write dotted.key=value, such as seed=1")
+    *sections, last = key.split(".")
+    for section in sections:
+        below = values.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"'{override}': {section} holds a value, not keys")
+        values = below
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as broken:
+        raise ConfigError(f"'{override}': the value is not YAML: {broken}") from None

@@ -1,0 +1,1 @@
+"""Shard rows in, augmented pairs out."""

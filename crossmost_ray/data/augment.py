@@ -1,0 +1,336 @@
+"""Raw views and clouds in, weak and strong ones out: batched on the device, pure functions of
+the batch and a generator, so that one seed gives one result whatever the loader's threads do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossmost_ray.config import ImageAugmentConfig, PointAugmentConfig
+
+FILL = (0.48145466, 0.4578275, 0.40821073)
+"""Colour (0 to 1) of what a rotated image uncovers: CLIP's mean, which normalises to 0."""
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, rng: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=rng, device=rng.device)
+
+
+def _clipped_normal(shape: tuple[int, ...], std: float, cut: float, rng: torch.Generator) -> Tensor:
+    return (torch.randn(shape, generator=rng, device=rng.device) * std).clamp(-cut, cut)
+
+
+# Images ------------------------------------------------------------------------------------------
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Turns (..., 3, S, S) uint8 into float32 from 0 to 1."""
+    return images.float() / 255
+
+
+def normalize_images(
+    images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Tensor:
+    """Normalises (..., 3, R, R) images of 0 to 1 by channel."""
+    return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+
+
+def resize_images(images: Tensor, size: int) -> Tensor:
+    """Resizes (B, 3, S, S) floats to (B, 3, size, size), whole, with antialiasing."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(
+        images, (size, size), mode="bilinear", antialias=True, align_corners=False
+    )
+
+
+def _warp(images: Tensor, matrix: Tensor, size: int) -> Tensor:
+    """Samples (B, 3, S, S) at the places that (B, 2, 3) affine maps give; outside lies FILL."""
+    grid = F.affine_grid(matrix, [len(images), 3, size, size], align_corners=False)
+    fill = images.new_tensor(FILL)[:, None, None]
+    return F.grid_sample(images - fill, grid, align_corners=False) + fill
+
+
+def random_crop(
+    images: Tensor,
+    size: int,
+    *,
+    scale: float,
+    aspect: float,
+    flip: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Crops each image at random and resizes the crop.
+
+    Args:
+        images: (B, 3, S, S) float.
+        size: R, side of the result.
+        scale: Least share of the area; the share is uniform up to 1.
+        aspect: Largest ratio of the crop's sides; log-uniform.
+        flip: Chance of a left-right flip.
+        generator: Source of randomness.
+
+    Returns:
+        (B, 3, R, R) float.
+
+    Source:
+        Inception (Szegedy et al., 2015), random resized crop.
+    """
+    B = len(images)
+    area = _uniform((B,), scale, 1.0, generator)
+    stretch = _uniform((B,), -math.log(aspect), math.log(aspect), generator).exp().sqrt()
+    width = (area.sqrt() * stretch).clamp(max=1.0)
+    height = (area.sqrt() / stretch).clamp(max=1.0)
+    left = (1 - width) * _uniform((B,), -1.0, 1.0, generator)
+    top = (1 - height) * _uniform((B,), -1.0, 1.0, generator)
+    flipped = torch.rand(B, generator=generator, device=images.device) < flip
+    matrix = images.new_zeros(B, 2, 3)
+    matrix[:, 0, 0] = torch.where(flipped, -width, width)
+    matrix[:, 0, 2] = left
+    matrix[:, 1, 1] = height
+    matrix[:, 1, 2] = top
+    return _warp(images, matrix, size)
+
+
+def _gray(images: Tensor) -> Tensor:
+    weights = images.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def _blend(base: Tensor, images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Moves away from `base` or towards it by a factor of up to 1 +- 0.9."""
+    factor = (1 + sign * 0.9 * level).clamp(min=0.1)[:, None, None, None]
+    return (base + factor * (images - base)).clamp(0, 1)
+
+
+def _auto_contrast(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
+    return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
+
+
+def _equalize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    B, channels, height, width = images.shape
+    value = (images * 255).round().long().flatten(2)
+    counts = torch.zeros(B, channels, 256, device=images.device)
+    counts.scatter_add_(2, value, torch.ones_like(value, dtype=counts.dtype))
+    rank = (counts.cumsum(dim=2) - counts / 2) / (height * width)
+    return rank.gather(2, value).reshape(images.shape)
+
+
+def _invert(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    return 1 - images
+
+
+def _posterize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    steps = 2 ** (4 - (4 * level).floor()).clamp(min=1)[:, None, None, None]
+    return (images * steps).floor().clamp(max=steps - 1) / steps
+
+
+def _solarize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    return torch.where(images < (1 - level)[:, None, None, None], images, 1 - images)
+
+
+def _solarize_add(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    added = (images + 110 / 255 * level[:, None, None, None]).clamp(max=1)
+    return torch.where(images < 0.5, added, images)
+
+
+def _color(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    return _blend(_gray(images), images, level, sign)
+
+
+def _contrast(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    return _blend(_gray(images).mean(dim=(2, 3), keepdim=True), images, level, sign)
+
+
+def _brightness(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    return _blend(torch.zeros_like(images), images, level, sign)
+
+
+def _sharpness(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    kernel = images.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(3, 1, 3, 3)
+    smooth = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    return _blend(smooth, images, level, sign)
+
+
+def _affine(xx: float, xy: float, yx: float, dx: float, dy: float) -> ImageOp:
+    """Builds an operation whose affine map leaves the identity by these amounts at full level."""
+
+    def warp(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+        amount = (level * sign)[:, None, None]
+        change = images.new_tensor([[xx, xy, dx], [yx, 0, dy]])
+        return _warp(images, torch.eye(2, 3, device=images.device) + amount * change, images.shape[-1])
+
+    return warp
+
+
+def _rotate(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    angle = level * sign * math.radians(30)
+    matrix = images.new_zeros(len(images), 2, 3)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()
+    matrix[:, 0, 1], matrix[:, 1, 0] = -angle.sin(), angle.sin()
+    return _warp(images, matrix, images.shape[-1])
+
+
+ImageOp = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+IMAGE_OPS: tuple[ImageOp, ...] = (
+    _auto_contrast,
+    _equalize,
+    _invert,
+    _rotate,
+    _posterize,
+    _solarize,
+    _solarize_add,
+    _color,
+    _contrast,
+    _brightness,
+    _sharpness,
+    _affine(0, 0.3, 0, 0, 0),  # shear along x
+    _affine(0, 0, 0.3, 0, 0),  # shear along y
+    _affine(0, 0, 0, 0.9, 0),  # move along x by up to 45 % of the width
+    _affine(0, 0, 0, 0, 0.9),  # move along y
+)
+"""(B, 3, S, S) images of 0 to 1, (B,) levels of 0 to 1, (B,) signs -> images of 0 to 1."""
+
+
+def rand_augment(
+    images: Tensor,
+    *,
+    num_ops: int,
+    magnitude: float,
+    chance: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Applies random colour and shape changes to each image.
+
+    Args:
+        images: (B, 3, S, S) float, 0 to 1.
+        num_ops: Operations drawn for each image, with repeats.
+        magnitude: Mean strength, of 10; its deviation is 0.5.
+        chance: That a drawn operation is applied.
+        generator: Source of randomness.
+
+    Returns:
+        (B, 3, S, S) float, 0 to 1.
+
+    Source:
+        RandAugment (Cubuk et al., 2020), in the form `rand-m9-mstd0.5-inc1` names.
+    """
+    B = len(images)
+    for _ in range(num_ops):
+        choice = (torch.rand(B, generator=generator, device=images.device) * len(IMAGE_OPS)).long()
+        applied = torch.rand(B, generator=generator, device=images.device) < chance
+        level = torch.randn(B, generator=generator, device=images.device) * 0.5 + magnitude
+        level = level.clamp(0, 10) / 10
+        sign = (torch.rand(B, generator=generator, device=images.device) < 0.5).float() * 2 - 1
+        images = images.clone()
+        for place, operation in enumerate(IMAGE_OPS):
+            rows = ((choice == place) & applied).nonzero().squeeze(1)
+            if len(rows):
+                images[rows] = operation(images[rows], level[rows], sign[rows])
+    return images
+
+
+def weak_images(
+    images: Tensor, size: int, config: ImageAugmentConfig, generator: torch.Generator
+) -> Tensor:
+    """Crops (B, 3, S, S) floats lightly to (B, 3, size, size): what the teacher sees."""
+    return random_crop(
+        images, size, scale=config.weak_scale, aspect=1.0, flip=0.0, generator=generator
+    )
+
+
+def strong_images(
+    images: Tensor, size: int, config: ImageAugmentConfig, generator: torch.Generator
+) -> Tensor:
+    """Crops, flips and distorts (B, 3, S, S) floats to (B, 3, size, size) for the student."""
+    cropped = random_crop(
+        images,
+        size,
+        scale=config.strong_scale,
+        aspect=4 / 3,
+        flip=config.flip,
+        generator=generator,
+    )
+    return rand_augment(
+        cropped,
+        num_ops=config.rand_ops,
+        magnitude=config.rand_magnitude,
+        chance=config.rand_chance,
+        generator=generator,
+    )
+
+
+# Points ------------------------------------------------------------------------------------------
+
+
+def sample_points(points: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
+    """Draws points of each cloud without repeats.
+
+    Args:
+        points: (B, N, 3).
+        num_points: At most N.
+
+    Returns:
+        (B, num_points, 3), in random order.
+    """
+    B, N, _ = points.shape
+    noise = torch.rand((B, N), generator=generator, device=points.device)
+    index = noise.topk(num_points, dim=1).indices
+    return points.gather(1, index[..., None].expand(-1, -1, 3))
+
+
+def rotation_matrices(angles: Tensor) -> Tensor:
+    """Turns (B, 3) angles about x, y and z, in radians, into (B, 3, 3): Rz Ry Rx."""
+    B = len(angles)
+    cos, sin = angles.cos(), angles.sin()
+    matrices = torch.eye(3, device=angles.device).expand(B, 3, 3)
+    for axis in range(3):
+        j, k = (axis + 1) % 3, (axis + 2) % 3
+        turn = torch.eye(3, device=angles.device).repeat(B, 1, 1)
+        turn[:, j, j] = turn[:, k, k] = cos[:, axis]
+        turn[:, j, k], turn[:, k, j] = -sin[:, axis], sin[:, axis]
+        matrices = turn @ matrices
+    return matrices
+
+
+def weak_points(points: Tensor, config: PointAugmentConfig, generator: torch.Generator) -> Tensor:
+    """Scales and tilts (B, N, 3) clouds a little: what the teacher sees."""
+    B = len(points)
+    scale = _uniform((B, 1, 1), 1 - config.weak_scale, 1 + config.weak_scale, generator)
+    angles = _clipped_normal((B, 3), config.weak_angle, 3 * config.weak_angle, generator)
+    return points * scale @ rotation_matrices(angles).transpose(1, 2)
+
+
+def strong_points(
+    points: Tensor, config: PointAugmentConfig, generator: torch.Generator, up_axis: str = "y"
+) -> Tensor:
+    """Scales, turns, moves, roughens and thins (B, N, 3) clouds for the student.
+
+    Args:
+        points: In the unit sphere.
+        config: How much of each; the order is that of its fields.
+        generator: Source of randomness.
+        up_axis: Axis that the clouds are turned about.
+
+    Source:
+        The strong transform of CrossMoST (Dharmasiri et al., 2024), less its crop, which its
+        released code never applies.
+    """
+    B, N, _ = points.shape
+    device = points.device
+    points = points * _uniform((B, 1, 1), config.scale_low, config.scale_high, generator)
+    angles = torch.zeros(B, 3, device=device)
+    angles[:, "xyz".index(up_axis)] = _uniform((B,), 0, 2 * math.pi * config.turn, generator)
+    points = points @ rotation_matrices(angles).transpose(1, 2)
+    extent = points.amax(dim=1, keepdim=True) - points.amin(dim=1, keepdim=True)
+    points = points + extent * _uniform((B, 1, 3), -config.shift, config.shift, generator)
+    points = points + _clipped_normal((B, N, 3), config.jitter, 5 * config.jitter, generator)
+    ratio = _uniform((B, 1), 0, config.dropout, generator)
+    dropped = torch.rand((B, N), generator=generator, device=device) < ratio
+    return torch.where(dropped[..., None], points[:, :1], points)

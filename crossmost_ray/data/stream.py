@@ -1,0 +1,239 @@
+"""A folder of shards in, a Ray Dataset of undecoded pairs out, and raw batches out of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data.collate_fn import ArrowBatchCollateFn
+
+from crossmost_ray.config import ConfigError, DataConfig
+from crossmost_ray.data.decode import decode_points, decode_view, hash_id
+from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, list_shards
+from crossmost_ray.schema import RawBatch
+
+TRAIN_COLUMNS = ("object_id", "points", "views")
+"""What adaptation reads. The label is not among it."""
+
+MAX_NAMED_ROWS = 10
+
+
+def check_shards(shards: str, config: DataConfig, *, view_size: int) -> ShardCheck:
+    """Reads every shard once, each in a task of its own.
+
+    Returns:
+        The number of objects, and the rows that can't be used, in the order of the shards.
+
+    Raises:
+        ConfigError: If the folder can't be read, if no row can be used, or if a row can't and
+            `data.bad_rows` is "refuse".
+    """
+    check = ray.remote(num_cpus=0.5)(check_file)
+    files = list_shards(shards, TRAIN_COLUMNS)
+    checks: list[ShardCheck] = ray.get(
+        [
+            check.remote(
+                file,
+                num_points=config.num_points,
+                num_views=config.num_views,
+                view_size=view_size,
+            )
+            for file in files
+        ]
+    )
+    whole = ShardCheck(
+        num_objects=sum(part.num_objects for part in checks),
+        bad=tuple(row for part in checks for row in part.bad),
+    )
+    if whole.bad and config.bad_rows == "refuse":
+        raise ConfigError(
+            f"{len(whole.bad)} of {whole.num_objects} rows of '{shards}' can't be used:\n"
+            f"{_name_rows(whole.bad)}\n"
+            "prepare them anew, or leave them out with data.bad_rows=skip"
+        )
+    if whole.num_good == 0:
+        raise ConfigError(
+            f"no row of '{shards}' can be used:\n{_name_rows(whole.bad)}".rstrip(":\n")
+        )
+    return whole
+
+
+def _name_rows(bad: Sequence[BadRow]) -> str:
+    lines = [f"  {row}" for row in bad[:MAX_NAMED_ROWS]]
+    if len(bad) > MAX_NAMED_ROWS:
+        lines.append(f"  ... and {len(bad) - MAX_NAMED_ROWS} more")
+    return "\n".join(lines)
+
+
+def ring_views(num_used: int, num_stored: int) -> list[int]:
+    """Picks views evenly over a ring."""
+    return [place * num_stored // num_used for place in range(num_used)]
+
+
+def pair_rows(
+    table: pa.Table, *, num_views: int, teacher_views: int, left_out: frozenset[str]
+) -> pa.Table:
+    """Turns each object into one row per used view, still encoded.
+
+    Args:
+        table: Rows of a shard; the columns that training reads.
+        num_views: Views of each object that are used.
+        teacher_views: T; further views, spread over the ring, come with each row's own.
+        left_out: Ids of objects to leave out.
+    """
+    keep = [name not in left_out for name in table["object_id"].to_pylist()]
+    table = table.filter(pa.array(keep)).combine_chunks()
+    stored = table["views"].combine_chunks()
+    offsets = stored.offsets.to_numpy()
+    index = []
+    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+        ring = ring_views(num_views, int(last - first))
+        for place in range(num_views):
+            for turn in range(teacher_views):
+                other = (place + turn * num_views // teacher_views) % num_views
+                index.append(int(first) + ring[other])
+    pairs = table.drop_columns(["views"]).take(
+        np.repeat(np.arange(table.num_rows), num_views)
+    )
+    views = stored.values.take(pa.array(index, pa.int64()))
+    starts = np.arange(0, len(index) + 1, teacher_views, dtype=np.int32)
+    return pairs.append_column("views", pa.ListArray.from_arrays(pa.array(starts), views))
+
+
+def stream_pairs(
+    shards: str,
+    config: DataConfig,
+    *,
+    columns: Sequence[str],
+    check: ShardCheck,
+    teacher_views: int,
+) -> ray.data.Dataset:
+    """Streams the objects under `shards` as one row per used view, in the order of the shards.
+
+    Args:
+        shards: Folder of Parquet files.
+        config: Which views.
+        columns: What to read; nothing else leaves the disk.
+        check: What `check_shards` found, for the rows to leave out.
+        teacher_views: T, views that come with each row.
+
+    Raises:
+        ConfigError: If the folder can't be read.
+    """
+    context = ray.data.DataContext.get_current()
+    # The newer reader starts a crowd of actors for each pass over the data, which costs a small
+    # machine half a minute every epoch, and it packs small shards into one block.
+    context.use_datasource_v2 = False
+    context.enable_progress_bars = False
+    # One seed, one result: blocks must not arrive in the order they happen to finish.
+    context.execution_options.preserve_order = True
+    files = list_shards(shards, columns)
+    rows = ray.data.read_parquet([str(file) for file in files], columns=list(columns))
+    return rows.map_batches(
+        pair_rows,
+        batch_format="pyarrow",
+        batch_size=None,
+        zero_copy_batch=True,
+        num_cpus=0.5,
+        fn_kwargs={
+            "num_views": config.num_views,
+            "teacher_views": teacher_views,
+            "left_out": frozenset(row.object_id for row in check.bad),
+        },
+    )
+
+
+class RawCollate(ArrowBatchCollateFn):  # type: ignore[misc]
+    """Decodes the rows of a batch; runs in the loader's threads, so it draws nothing at random.
+
+    Args:
+        view_size: S, side that views are decoded to.
+    """
+
+    def __init__(self, view_size: int) -> None:
+        self.view_size = view_size
+
+    def __call__(self, table: pa.Table) -> RawBatch:
+        """Turns B rows into a batch on the CPU."""
+        clouds = decode_points(table["points"])
+        # A prefix of a cloud is a fair sample of it, for its points are in random order.
+        shortest = min(len(cloud) for cloud in clouds)
+        images = [
+            np.stack([decode_view(view, self.view_size) for view in views.as_py()])
+            for views in table["views"]
+        ]
+        captions = table["caption"].to_pylist() if "caption" in table.column_names else ()
+        return RawBatch(
+            images=torch.from_numpy(np.stack(images)),
+            points=torch.from_numpy(np.stack([cloud[:shortest] for cloud in clouds])),
+            object_id=torch.tensor([hash_id(name) for name in table["object_id"].to_pylist()]),
+            captions=tuple(str(caption or "") for caption in captions),
+        )
+
+
+def raw_batches(
+    shard: ray.data.DataIterator,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    view_size: int,
+    seed: int,
+    device: torch.device,
+) -> Iterator[RawBatch]:
+    """Iterates over one epoch's batches of one worker.
+
+    Args:
+        shard: The worker's share of `stream_pairs`.
+        config: Size of the shuffle buffer.
+        batch_size: This worker's share of a step.
+        view_size: S, side that views are decoded to.
+        seed: Of the order; another for each epoch.
+        device: Where the tensors shall lie.
+    """
+    batches = shard.iter_torch_batches(
+        batch_size=batch_size,
+        collate_fn=RawCollate(view_size),
+        # drop_last keeps the workers in step: one that takes a step more than the others
+        # waits in its first collective for ever.
+        drop_last=True,
+        local_shuffle_buffer_size=max(config.shuffle_buffer, batch_size),
+        local_shuffle_seed=seed,
+    )
+    for batch in batches:
+        yield RawBatch(
+            batch.images.to(device, non_blocking=True),
+            batch.points.to(device, non_blocking=True),
+            batch.object_id.to(device, non_blocking=True),
+            batch.captions,
+        )
+
+
+def steps_per_epoch(check: ShardCheck, config: DataConfig, num_workers: int) -> int:
+    """Counts the steps that every worker takes in an epoch.
+
+    Raises:
+        ConfigError: If the batch can't be shared by the workers, or is larger than the data.
+    """
+    if config.batch_size % num_workers:
+        raise ConfigError(
+            f"data.batch_size {config.batch_size} can't be shared by {num_workers} workers; "
+            f"take a multiple of {num_workers}"
+        )
+    pairs = check.num_good * config.num_views
+    steps = (pairs // num_workers) // (config.batch_size // num_workers)
+    if steps == 0:
+        raise ConfigError(
+            f"data.batch_size {config.batch_size} is larger than the {pairs} pairs of the shards; "
+            "make it smaller"
+        )
+    return steps
+
+
+def count_text(check: ShardCheck, files: Sequence[Path]) -> str:
+    """Says in one line what was found."""
+    left_out = f", {len(check.bad)} left out" if check.bad else ""
+    return f"{check.num_good} objects in {len(files)} shards{left_out}"

@@ -1,0 +1,1 @@
+"""Models and shards in, predictions and their counts out."""

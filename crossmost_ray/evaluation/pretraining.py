@@ -1,0 +1,86 @@
+"""A config in, a pre-trained model folder with its card out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crossmost_ray import __version__
+from crossmost_ray.config import PretrainConfig
+from crossmost_ray.data.shards import class_names, read_manifest
+from crossmost_ray.evaluation.cluster import predict
+from crossmost_ray.evaluation.predictor import OPINIONS
+from crossmost_ray.evaluation.report import ZERO_SHOT, summarize
+from crossmost_ray.models.pretrained import CARD_NAME
+from crossmost_ray.training.checkpoint import load_state
+from crossmost_ray.training.export import export_pretrained
+from crossmost_ray.training.trainer import train
+from crossmost_ray.training.worker import write_whole
+
+
+def pretrain_and_evaluate(config: PretrainConfig, *, command: str, resume: bool = False) -> Path:
+    """Pre-trains a model, then writes its folder, with zero-shot accuracies on its card.
+
+    Args:
+        config: The run.
+        command: What was typed, for the card.
+        resume: Go on with the run of this name.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        ConfigError: For everything that a user can cure.
+    """
+    checkpoint = train(config, resume=resume)
+    folder = export_pretrained(config, checkpoint, checkpoint.parent / "model")
+    splits: dict[str, Any] = {}
+    if config.report:
+        classes = class_names(config.data.classes, next(iter(config.report.values())))
+        table = predict(
+            {ZERO_SHOT: str(folder)},
+            config.report,
+            classes=classes,
+            data=config.data,
+            config=config.evaluation,
+            use_gpu=config.cluster.use_gpu,
+        )
+        splits = summarize(table, classes, confident=config.evaluation.confident)["splits"]
+    history = load_state(checkpoint)["history"]
+    write_whole(folder / CARD_NAME, _card(config, command, history, splits))
+    return folder
+
+
+def _card(
+    config: PretrainConfig,
+    command: str,
+    history: list[dict[str, float]],
+    splits: dict[str, Any],
+) -> str:
+    minutes = sum(row["seconds"] for row in history) / 60
+    manifest = read_manifest(config.data.shards)
+    lines = [
+        f"# {config.name}",
+        "",
+        f"Image, text and point tower (`{config.model.clip}`, `{config.model.point_backbone}`), "
+        "trained from nothing by the tri-modal contrastive objective.",
+        "",
+        f"- command: `{command}` (crossmost_ray {__version__}, seed {config.seed})",
+        f"- data: `{config.data.shards}`, "
+        f"{manifest.get('num_objects', 'an unknown number of')} captioned objects; "
+        "no object, caption or label of any other folder",
+        f"- time: {minutes:.0f} minutes, {len(history)} epochs, "
+        f"{config.cluster.num_workers} worker(s) of {config.cluster.threads_per_worker} thread(s)",
+        f"- last epoch: loss {history[-1]['loss']:.3f}",
+        "- weights: half precision on disk; the resolved config is in `config.json`",
+        "",
+    ]
+    if splits:
+        lines += ["Zero-shot top-1, in percent (nothing was chosen by these numbers):", ""]
+        lines += ["| shards | objects | image | points | fused |", "|---|---|---|---|---|"]
+        for split, models in splits.items():
+            metrics = models[ZERO_SHOT]
+            cells = [f"{metrics[name]['top1']:.1f}" for name in OPINIONS if name in metrics]
+            lines.append(f"| {split} | {metrics['labelled']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The two towers, the text tower, and the classifier that they share."""

@@ -1,0 +1,237 @@
+"""PointBERT: a cloud is cut into groups, each becomes a token, a transformer reads the tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossmost_ray.ops.points import group_points
+
+
+class PointTokens(NamedTuple):
+    """A cloud cut into groups."""
+
+    tokens: Tensor
+    """(B, G, E) float, one embedding per group."""
+    centers: Tensor
+    """(B, G, 3) float."""
+
+
+class PointFeatures(NamedTuple):
+    """What a backbone makes of a cloud."""
+
+    pooled: Tensor
+    """(B, F) float."""
+    cls_token: Tensor
+    """(B, E) float, after the last norm."""
+    tokens: Tensor
+    """(B, G, E) float, after the last norm."""
+
+
+def _linear(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Applies a Conv1d of width 1 to (rows, channels)."""
+    return F.linear(x, convolution.weight.squeeze(-1), convolution.bias)
+
+
+class GroupEncoder(nn.Module):
+    """A small PointNet that turns one group of points into one vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first_conv = nn.Sequential(
+            nn.Conv1d(3, width // 2, 1),
+            nn.BatchNorm1d(width // 2),
+            nn.ReLU(),
+            nn.Conv1d(width // 2, width, 1),
+        )
+        self.second_conv = nn.Sequential(
+            nn.Conv1d(2 * width, 2 * width, 1),
+            nn.BatchNorm1d(2 * width),
+            nn.ReLU(),
+            nn.Conv1d(2 * width, width, 1),
+        )
+
+    def forward(self, groups: Tensor) -> Tensor:
+        """Encodes (B, G, M, 3) relative points as (B, G, width)."""
+        B, G, M, _ = groups.shape
+        # A convolution of width 1 is a linear layer. As one matrix product over all points it is
+        # three times faster on a CPU, and the part that looks at the group's maximum is computed
+        # once for a group, not once for each of its points.
+        first, norm, _, second = self.first_conv
+        local = _linear(first, groups.reshape(B * G * M, 3))
+        local = _linear(second, F.relu(norm(local))).reshape(B * G, M, -1)
+        overall = local.amax(dim=1)
+
+        first, norm, _, second = self.second_conv
+        width = overall.shape[1]
+        weight = first.weight.squeeze(-1)
+        mixed = F.linear(local, weight[:, width:]) + F.linear(
+            overall, weight[:, :width], first.bias
+        ).unsqueeze(1)
+        encoded = _linear(second, F.relu(norm(mixed.flatten(0, 1))))
+        return encoded.reshape(B, G, M, -1).amax(dim=2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without a bias on queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes (B, L, width) tokens."""
+        B, L, width = x.shape
+        query, key, value = self.qkv(x).reshape(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(B, L, width))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., width) to (..., width)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block whose two branches are dropped at random while training."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+        self.drop_path = drop_path
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path
+        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep) / keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, L, width) tokens to the same shape."""
+        x = x + self._drop(self.attn(self.norm1(x)))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+
+class Trunk(nn.Module):
+    """The blocks; the positions are added before each of them."""
+
+    def __init__(self, width: int, depth: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        rates = [drop_path * k / max(depth - 1, 1) for k in range(depth)]
+        self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """Maps (B, L, width) tokens with (B, L, width) positions to the same shape."""
+        for block in self.blocks:
+            x = block(x + position)
+        return x
+
+
+class PointBert(nn.Module):
+    """Point-BERT's masked transformer over groups of points.
+
+    Names of parameters are those of Point-BERT, ULIP and CrossMoST, so that their checkpoints
+    load by name.
+
+    Args:
+        num_groups: G, tokens of a cloud.
+        group_size: Points of a group.
+        width: Of a token inside the transformer.
+        depth: Blocks.
+        heads: Attention heads.
+        group_width: Width of the small PointNet's output.
+        drop_path: Chance of dropping the last block's branches while training.
+
+    Source:
+        Point-BERT (Yu et al., 2022); the CLS token's output beside the maximum over the tokens
+        as in ULIP (Xue et al., 2023).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_groups: int,
+        group_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        group_width: int,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.num_tokens = num_groups
+        self.group_size = group_size
+        self.width = 2 * width
+        self.token_width = width
+        self.depth = depth
+        self.encoder = GroupEncoder(group_width)
+        self.reduce_dim = nn.Linear(group_width, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.cls_pos = nn.Parameter(torch.zeros(1, 1, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
+        self.blocks = Trunk(width, depth, heads, drop_path)
+        self.norm = nn.LayerNorm(width)
+        self.lm_head = nn.Linear(width, width)
+        self.apply(_init_weights)
+        for token in (self.cls_token, self.cls_pos, self.mask_token):
+            nn.init.trunc_normal_(token, std=0.02)
+
+    def tokenize(self, points: Tensor) -> PointTokens:
+        """Cuts (B, N, 3) points into groups and encodes each."""
+        groups, centers = group_points(points, self.num_tokens, self.group_size)
+        return PointTokens(self.reduce_dim(self.encoder(groups)), centers)
+
+    def forward(self, seen: PointTokens, mask: Tensor | None = None) -> PointFeatures:
+        """Reads a tokenised cloud.
+
+        Args:
+            seen: Output of `tokenize`.
+            mask: (B, G) bool, True where the mask token stands in for a group; None for none.
+        """
+        tokens = seen.tokens
+        if mask is not None:
+            tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
+        B = len(tokens)
+        x = torch.cat([self.cls_token.expand(B, -1, -1).to(tokens.dtype), tokens], dim=1)
+        position = self.pos_embed(seen.centers)
+        position = torch.cat([self.cls_pos.expand(B, -1, -1).to(position.dtype), position], dim=1)
+        x = self.norm(self.blocks(x, position))
+        cls_token, tokens = x[:, 0], x[:, 1:]
+        pooled = torch.cat([cls_token, tokens.amax(dim=1)], dim=-1)
+        return PointFeatures(pooled, cls_token, tokens)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def pointbert() -> PointBert:
+    """Builds the full-size backbone: 64 groups of 32 points, width 384, 12 blocks."""
+    return PointBert(
+        num_groups=64, group_size=32, width=384, depth=12, heads=6, group_width=256
+    )
+
+
+def pointbert_small() -> PointBert:
+    """Builds the backbone of the embedded model: 32 groups of 24 points, width 128, 4 blocks."""
+    return PointBert(num_groups=32, group_size=24, width=128, depth=4, heads=4, group_width=64)

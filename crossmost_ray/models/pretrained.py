@@ -1,0 +1,163 @@
+"""A model to a folder and back: safetensors, a config and a card. Nothing in it is unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crossmost_ray.config import ConfigError, resolve_path
+from crossmost_ray.models.classifier import (
+    CrossModalClassifier,
+    CrossModalModel,
+    ModelSpec,
+    build_classifier,
+)
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+CARD_NAME = "README.md"
+CLASS_EMBED = "class_embed"
+FORMAT = 1
+
+MAX_NAMED_TENSORS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder holds."""
+
+    model: CrossModalModel
+    classes: list[str] | None
+    """Classes that the model was adapted to; None for a model that was not adapted."""
+    class_embed: Tensor | None
+    """(C, D) float32, the adapted embeddings of `classes`."""
+
+    def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> CrossModalClassifier:
+        """Builds a classifier: the adapted one for the adapted classes, else a zero-shot one."""
+        if self.class_embed is not None and list(classes) == self.classes:
+            return CrossModalClassifier(self.model, self.class_embed)
+        return build_classifier(self.model, classes, templates)
+
+
+def save_model(
+    folder: Path,
+    model: CrossModalModel,
+    *,
+    card: str,
+    classes: Sequence[str] | None = None,
+    class_embed: Tensor | None = None,
+    training: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes a model folder, whole or not at all.
+
+    Args:
+        folder: Replaced if it exists.
+        model: All three towers.
+        card: Markdown.
+        classes: Of an adapted model.
+        class_embed: (C, D), their adapted embeddings.
+        training: Resolved config of the run, for the record.
+        dtype: That floating-point weights are stored in; they load as float32.
+    """
+    tensors = dict(model.state_dict())
+    if class_embed is not None:
+        tensors[CLASS_EMBED] = class_embed.detach()
+    stored = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in tensors.items()
+    }
+    config = {
+        "format": FORMAT,
+        "spec": dataclasses.asdict(model.spec),
+        "classes": list(classes) if classes is not None else None,
+        "training": dict(training or {}),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file(stored, fresh / WEIGHTS_NAME)
+        (fresh / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (fresh / CARD_NAME).write_text(card, encoding="utf-8")
+        fresh.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load_model(path: str | Path) -> ModelFolder:
+    """Loads a model folder.
+
+    Raises:
+        ConfigError: If the folder or a file of it is missing or damaged, or if its tensors are
+            not those of the model that it claims to be; the first differing ones are named.
+    """
+    folder = resolve_path(str(path))
+    if not folder.is_dir():
+        raise ConfigError(
+            f"there is no model folder '{path}' ({folder}); train one with "
+            "`python jobs/pretrain.py`, or mend `model`"
+        )
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ConfigError(f"the model folder '{path}' lacks its {name}; copy it whole")
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        spec = ModelSpec(**config["spec"])
+        classes = config["classes"]
+    except (ValueError, KeyError, TypeError) as broken:
+        raise ConfigError(
+            f"{folder / CONFIG_NAME} is not a model's config ({broken}); copy the folder anew"
+        ) from None
+    try:
+        tensors = load_file(folder / WEIGHTS_NAME)
+    except (SafetensorError, OSError) as broken:
+        raise ConfigError(
+            f"{folder / WEIGHTS_NAME} is damaged or cut short ({broken}); copy it anew"
+        ) from None
+    tensors = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
+    class_embed = tensors.pop(CLASS_EMBED, None)
+    model = CrossModalModel(spec)
+    check_tensors(tensors, model.state_dict(), str(folder / WEIGHTS_NAME))
+    model.load_state_dict(tensors)
+    return ModelFolder(model=model.eval(), classes=classes, class_embed=class_embed)
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Compares names and shapes of tensors.
+
+    Raises:
+        ConfigError: Naming the first tensors that are missing, unknown or of another shape.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if not problems:
+        return
+    named = "\n".join(f"  {problem}" for problem in problems[:MAX_NAMED_TENSORS])
+    more = len(problems) - MAX_NAMED_TENSORS
+    raise ConfigError(
+        f"{source} does not fit the model that is to be loaded:\n{named}"
+        + (f"\n  ... and {more} more" if more > 0 else "")
+        + "\nuse the folder's own config.json, or a checkpoint of the same variants"
+    )

@@ -1,0 +1,69 @@
+"""The text tower: prompts in, class embeddings out. It stays with a model, so that an adapted
+model can still be asked for new classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossmost_ray.config import check_classes
+
+
+class TextTower(nn.Module):
+    """The text half of an open_clip model.
+
+    Args:
+        clip: open_clip's CLIP, whose vision half is left out.
+        name: Its name, which says which tokenizer belongs to it.
+    """
+
+    def __init__(self, clip: Any, name: str) -> None:
+        super().__init__()
+        # open_clip keeps the text half at the top level of the model. encode_text needs neither
+        # the vision half nor the scale, which live in the other parts of our model.
+        clip.visual = None
+        clip.logit_scale = None
+        self.clip = clip
+        self.name = name
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Turns texts into (len(texts), context) int64; a text too long ends with its end token."""
+        import open_clip
+
+        known = open_clip.get_model_config(self.name) is not None
+        tokenizer = open_clip.get_tokenizer(self.name) if known else open_clip.SimpleTokenizer()
+        tokens: Tensor = tokenizer(list(texts), context_length=self.clip.context_length)
+        return tokens
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embeds (B, context) tokens as (B, D) unit vectors."""
+        return F.normalize(self.clip.encode_text(tokens), dim=-1)
+
+    @torch.no_grad()
+    def embed_classes(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Embeds class names, averaged over the templates.
+
+        Args:
+            classes: C names; underscores are read as spaces.
+            templates: Prompts in which `{}` stands for the name.
+
+        Returns:
+            (C, D) float32, unit length.
+
+        Raises:
+            ValueError: If the class list is empty or names a class twice.
+
+        Source:
+            CLIP (Radford et al., 2021), prompt ensembling: normalise, average, normalise.
+        """
+        check_classes(classes, "the class list")
+        prompts = [t.format(name.replace("_", " ")) for name in classes for t in templates]
+        device = self.clip.token_embedding.weight.device
+        embeds = torch.cat(
+            [self(chunk.to(device)) for chunk in self.tokenize(prompts).split(256)]
+        )
+        return F.normalize(embeds.reshape(len(classes), len(templates), -1).mean(dim=1), dim=-1)

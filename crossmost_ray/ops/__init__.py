@@ -1,0 +1,1 @@
+"""Pure functions of tensors: point operations, masks and collectives."""

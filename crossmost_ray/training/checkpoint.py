@@ -1,0 +1,41 @@
+"""The state of a run to a folder and back, such that going on equals never having stopped."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossmost_ray.config import ConfigError
+
+STATE_NAME = "state.pt"
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Writes tensors and plain values, whole or not at all."""
+    fresh = folder / f".{STATE_NAME}"
+    torch.save(state, fresh)
+    os.replace(fresh, folder / STATE_NAME)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Reads what `save_state` wrote, on the CPU; code in the file is never run.
+
+    Raises:
+        ConfigError: If the file is missing or damaged.
+    """
+    path = folder / STATE_NAME
+    if not path.is_file():
+        raise ConfigError(f"the checkpoint '{folder}' lacks its {STATE_NAME}; use another one")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as broken:
+        reason = str(broken).splitlines()[0]
+        raise ConfigError(
+            f"{path} is damaged or cut short ({reason}); use another checkpoint"
+        ) from None
+    return state

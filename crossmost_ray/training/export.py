@@ -1,0 +1,86 @@
+"""A checkpoint in, model folders out: what a user takes away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossmost_ray.config import AdaptConfig, ConfigError, PretrainConfig, config_dict
+from crossmost_ray.data.shards import class_names
+from crossmost_ray.models.pretrained import check_tensors, load_model, save_model
+from crossmost_ray.training.build import build_task
+from crossmost_ray.training.checkpoint import load_state
+from crossmost_ray.training.pretrain import PretrainTask
+
+
+def export_adapted(config: AdaptConfig, checkpoint: Path, folder: Path) -> dict[str, Path]:
+    """Writes teacher and student of a checkpoint as model folders.
+
+    Args:
+        config: The run's.
+        checkpoint: Folder of a checkpoint.
+        folder: Takes the subfolders `teacher` and `student`.
+
+    Returns:
+        The model folders by name.
+
+    Raises:
+        ConfigError: If the checkpoint is damaged or belongs to another model.
+    """
+    state = load_state(checkpoint)
+    classes = class_names(config.data.classes, config.data.shards)
+    written = {}
+    for name in ("teacher", "student"):
+        start = load_model(config.model)
+        classifier = start.classifier(classes, config.data.templates)
+        tensors = _tensors(state, name, checkpoint)
+        check_tensors(tensors, classifier.state_dict(), f"the checkpoint '{checkpoint}'")
+        classifier.load_state_dict(tensors)
+        written[name] = folder / name
+        save_model(
+            written[name],
+            # The classifier shares its towers with the model it was built from.
+            start.model,
+            classes=classes,
+            class_embed=torch.nn.functional.normalize(classifier.class_embed.detach(), dim=-1),
+            training=config_dict(config),
+            card=_adapted_card(config, name, state["history"]),
+        )
+    return written
+
+
+def export_pretrained(config: PretrainConfig, checkpoint: Path, folder: Path) -> Path:
+    """Writes the model of a pre-training checkpoint, in half precision to halve its size."""
+    state = load_state(checkpoint)
+    task = build_task(config, ())
+    assert isinstance(task, PretrainTask)
+    tensors = _tensors(state, "model", checkpoint)
+    check_tensors(tensors, task.model.state_dict(), f"the checkpoint '{checkpoint}'")
+    task.load_state_dict({"model": tensors})
+    save_model(
+        folder, task.model, card=f"# {config.name}\n", training=config_dict(config), dtype=torch.float16
+    )
+    return folder
+
+
+def _tensors(state: Mapping[str, Any], name: str, checkpoint: Path) -> dict[str, Tensor]:
+    if name not in state.get("task", {}):
+        raise ConfigError(f"the checkpoint '{checkpoint}' holds no {name}; it is another task's")
+    tensors: dict[str, Tensor] = state["task"][name]
+    return tensors
+
+
+def _adapted_card(config: AdaptConfig, name: str, history: list[dict[str, float]]) -> str:
+    last = {key: round(value, 4) for key, value in history[-1].items()}
+    return (
+        f"# {config.name}: {name}\n\n"
+        f"Adapted without labels from `{config.model}` to `{config.data.shards}` "
+        f"(mode {config.mode}, seed {config.seed}, {config.optim.epochs} epochs) by "
+        "`python jobs/adapt.py`. The resolved config is in `config.json` under `training`.\n\n"
+        f"Last epoch: `{json.dumps(last)}`\n"
+    )

@@ -1,0 +1,162 @@
+"""The tri-modal contrastive objective: points, images and captions into one space."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossmost_ray.config import PretrainConfig
+from crossmost_ray.data.augment import (
+    normalize_images,
+    sample_points,
+    strong_images,
+    strong_points,
+    to_float,
+)
+from crossmost_ray.data.decode import hash_id
+from crossmost_ray.losses import alignment_loss, global_local_loss, masked_modelling_loss
+from crossmost_ray.models.classifier import CrossModalModel, clamp_logit_scale
+from crossmost_ray.ops.distributed import gather_from_workers, worker_rank
+from crossmost_ray.ops.masks import block_mask
+from crossmost_ray.optim import parameter_groups
+from crossmost_ray.schema import RawBatch
+
+PAIRS = (("point", "text"), ("point", "image"), ("image", "text"))
+
+
+class TriModalStudent(nn.Module):
+    """The forward pass of pre-training, as one module so that DDP sees all of it."""
+
+    def __init__(self, model: CrossModalModel, point_ratio: tuple[float, float]) -> None:
+        super().__init__()
+        self.model = model
+        self.point_ratio = point_ratio
+
+    def forward(
+        self,
+        images: Tensor,
+        points: Tensor,
+        tokens: Tensor,
+        image_mask: Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Embeds (B, 3, R, R) images, (B, N, 3) points and (B, context) tokens."""
+        seen = self.model.point.tokenize(points)
+        point_mask = self.model.point.draw_mask(seen, self.point_ratio, generator)
+        image, point = self.model.image(images, image_mask), self.model.point(seen, point_mask)
+        return {
+            "image": image.embed,
+            "point": point.embed,
+            "text": self.model.text(tokens),
+            "scale": self.model.logit_scale.exp(),
+            "masked_image": masked_modelling_loss(image.reconstruction, image.target, image_mask),
+            "masked_point": masked_modelling_loss(point.reconstruction, point.target, point_mask),
+            "global_local_image": global_local_loss(
+                image.global_embed, image.local_embed, image_mask
+            ),
+            "global_local_point": global_local_loss(
+                point.global_embed, point.local_embed, point_mask
+            ),
+        }
+
+
+class PretrainTask:
+    """Trains all three towers on captioned objects.
+
+    Args:
+        model: With fresh weights.
+        config: The run.
+        wrap: Prepares the student for several workers.
+
+    Source:
+        ULIP (Xue et al., 2023); with an image-text term, since the image and text towers start
+        from nothing here.
+    """
+
+    def __init__(
+        self,
+        model: CrossModalModel,
+        config: PretrainConfig,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        self.config = config
+        self.model = model
+        ratio = (config.mask.point_ratio_low, config.mask.point_ratio_high)
+        self.student = wrap(TriModalStudent(model, ratio))
+        self.weights: dict[str, float] = dataclasses.asdict(config.weights)
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Sorts the parameters; all layers learn alike, since all start from nothing."""
+        return parameter_groups(
+            self.model,
+            layer_of=lambda name: None,
+            weight_decay=self.config.optim.weight_decay,
+            layer_decay=1.0,
+        )
+
+    def losses(self, batch: RawBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Terms of the objective on one batch, unweighted."""
+        config, model, spec = self.config, self.model, self.model.spec
+        B, device = len(batch.images), batch.images.device
+        images = strong_images(
+            to_float(batch.images[:, 0]), model.image.image_size, config.image_augment, generator
+        )
+        points = sample_points(batch.points, config.data.num_points, generator)
+        picks = torch.rand(B, generator=generator, device=device) * len(config.data.templates)
+        prompts = [
+            config.data.templates[int(pick)].format(caption)
+            for pick, caption in zip(picks.tolist(), batch.captions, strict=True)
+        ]
+        self.student.train()
+        out = self.student(
+            normalize_images(images, spec.image_mean, spec.image_std),
+            strong_points(points, config.point_augment, generator, spec.up_axis),
+            model.text.tokenize(prompts).to(device),
+            block_mask(
+                B,
+                grid=model.image.grid,
+                cell=config.mask.image_cell,
+                ratio=config.mask.image_ratio,
+                generator=generator,
+            ),
+            generator,
+        )
+        # Two objects of one caption are no negatives of each other's text.
+        same_text = torch.tensor([hash_id(caption) for caption in batch.captions], device=device)
+        everyone = {name: gather_from_workers(out[name]) for name in ("image", "point", "text")}
+        groups = {
+            "text": (same_text, gather_from_workers(same_text)),
+            "image": (batch.object_id, gather_from_workers(batch.object_id)),
+        }
+        terms = {name: out[name] for name in self.weights if name in out}
+        for left, right in PAIRS:
+            terms[f"{left}_{right}"] = alignment_loss(
+                out[left],
+                out[right],
+                everyone[left],
+                everyone[right],
+                out["scale"],
+                first=worker_rank() * B,
+                groups=groups[right],
+            )
+        return terms
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """The learned factor on cosines."""
+        return {"logit_scale": self.model.logit_scale.exp()}
+
+    def after_step(self, step: int) -> None:
+        """Keeps the scale in bounds."""
+        clamp_logit_scale(self.model.logit_scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model."""
+        return {"model": self.model.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the model back."""
+        self.model.load_state_dict(state["model"])

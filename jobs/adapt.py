@@ -1,0 +1,37 @@
+"""Adapts a two-tower classifier to unlabelled shards, and measures what that gained.
+
+On this machine:    python jobs/adapt.py configs/adapt/furniture.yaml
+On a cluster:       ray job submit --working-dir . -- python jobs/adapt.py CONFIG
+Change a setting:   python jobs/adapt.py CONFIG seed=1 optim.epochs=4
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from crossmost_ray.config import AdaptConfig, ConfigError, load_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file with the fields of AdaptConfig")
+    parser.add_argument("overrides", nargs="*", help="dotted.key=value, wins over the file")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    args = parser.parse_args()
+    try:
+        config = load_config(AdaptConfig, args.config, args.overrides)
+        # Imported once the config is known to be good: torch and Ray take seconds.
+        from crossmost_ray.evaluation.adaptation import adapt_and_evaluate
+        from crossmost_ray.evaluation.report import print_summary
+
+        folder, summary = adapt_and_evaluate(config, resume=args.resume)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    print_summary(summary, folder)
+
+
+if __name__ == "__main__":
+    main()
