@@ -86,8 +86,8 @@ class Interval:
 
 
 def paired_bootstrap(
-    before: npt.NDArray[np.bool_],
-    after: npt.NDArray[np.bool_],
+    before: npt.NDArray[np.bool_] | npt.NDArray[np.float64],
+    after: npt.NDArray[np.bool_] | npt.NDArray[np.float64],
     *,
     clusters: Sequence[str] | None = None,
     num_resamples: int = 10_000,
@@ -97,7 +97,7 @@ def paired_bootstrap(
     """Resamples objects to see how far a difference of accuracies could be luck.
 
     Args:
-        before: (n,) whether the first model is right.
+        before: (n,) whether the first model is right, or a score from 0 to 1.
         after: (n,) whether the second is right about the same object.
         clusters: n names; rows of one name are drawn together, such as several seeds' opinions of
             one object. None: every row stands alone.
@@ -113,10 +113,12 @@ def paired_bootstrap(
     """
     gain = after.astype(np.float64) - before.astype(np.float64)
     if clusters is None:
-        sums, counts = gain, np.ones_like(gain)
+        sums: npt.NDArray[np.float64] = gain
+        counts: npt.NDArray[np.float64] = np.ones_like(gain)
     else:
         _, place = np.unique(np.asarray(clusters), return_inverse=True)
-        sums, counts = np.bincount(place, gain), np.bincount(place).astype(np.float64)
+        sums = np.bincount(place, gain).astype(np.float64)
+        counts = np.bincount(place).astype(np.float64)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=num_resamples)
     means = 100 * (drawn @ sums) / (drawn @ counts)

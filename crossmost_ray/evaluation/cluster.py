@@ -61,9 +61,7 @@ def predict(
     context.use_datasource_v2 = False
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    rows = ray.data.read_parquet(
-        list(files), columns=list(EVALUATION_COLUMNS), include_paths=True
-    )
+    rows = ray.data.read_parquet(list(files), columns=list(EVALUATION_COLUMNS), include_paths=True)
     blocks = rows.map_batches(
         Predictor,
         fn_constructor_kwargs={
@@ -80,9 +78,7 @@ def predict(
         num_gpus=1 if use_gpu else 0,
         zero_copy_batch=True,
     )
-    table = pa.concat_tables(
-        [table for table in blocks.iter_batches(batch_format="pyarrow", batch_size=None)]
-    )
+    table = pa.concat_tables(list(blocks.iter_batches(batch_format="pyarrow", batch_size=None)))
     known = [files[path if path in files else f"/{path}"] for path in table["path"].to_pylist()]
     table = table.drop_columns(["path"]).add_column(0, "split", pa.array(known, pa.string()))
     return table.sort_by([(name, "ascending") for name in ("split", "model", "object_id")])

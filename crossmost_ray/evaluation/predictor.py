@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -107,9 +108,7 @@ class Predictor:
             columns |= {f"ranked_{opinion}": [], f"confidence_{opinion}": []}
         for name, (classifier, spec) in self.models.items():
             size = classifier.image.image_size * 3 // 2
-            images = np.stack(
-                [self._views(views.as_py(), size) for views in table["views"]]
-            )
+            images = np.stack([self._views(views.as_py(), size) for views in table["views"]])
             image_logits, point_logits = predict_logits(
                 classifier,
                 spec,
@@ -135,7 +134,7 @@ class Predictor:
                 columns[f"confidence_{opinion}"] += best.values[:, 0].tolist()
         return pa.table(columns, schema=PREDICTION_SCHEMA)
 
-    def _views(self, views: Sequence[bytes], size: int) -> np.ndarray:  # type: ignore[type-arg]
+    def _views(self, views: Sequence[bytes], size: int) -> npt.NDArray[np.uint8]:
         used = ring_views(min(self.config.num_views, len(views)), len(views))
         return np.stack([decode_view(views[place], size) for place in used])
 

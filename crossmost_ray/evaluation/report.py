@@ -84,7 +84,9 @@ def summarize(table: pa.Table, classes: Sequence[str], *, confident: float) -> d
             if model != ZERO_SHOT:
                 start = _rows(table, split, ZERO_SHOT)
                 models[model]["gain"] = {
-                    opinion: vars(paired_bootstrap(is_right(start, opinion), is_right(rows, opinion)))
+                    opinion: vars(
+                        paired_bootstrap(is_right(start, opinion), is_right(rows, opinion))
+                    )
                     for opinion in OPINIONS
                     if models[model]["labelled"]
                 }
