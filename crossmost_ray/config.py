@@ -197,8 +197,12 @@ class PseudoLabelConfig:
     threshold_point: Probability = 0.82
     """The same for each tower's own labels (modes baseline, image_only, points_only)."""
 
-    point_weight: Probability = 0.9
-    """Factor on the point tower's confidence before the towers are compared."""
+    point_weight: Positive = 0.9
+    """Factor on the point tower's confidence before the towers are compared.
+
+    At 1 the towers are equals; above 1 the points are trusted more, as they should be where the
+    image tower is the weaker one: an overconfident tower would win most comparisons.
+    """
 
     def __post_init__(self) -> None:
         if self.point_weight < self.threshold:

@@ -43,16 +43,15 @@ def resize_images(images: Tensor, size: int) -> Tensor:
     """Resizes (B, 3, S, S) floats to (B, 3, size, size), whole, with antialiasing."""
     if images.shape[-1] == size:
         return images
-    return F.interpolate(
-        images, (size, size), mode="bilinear", antialias=True, align_corners=False
-    )
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _warp(images: Tensor, matrix: Tensor, size: int) -> Tensor:
     """Samples (B, 3, S, S) at the places that (B, 2, 3) affine maps give; outside lies FILL."""
     grid = F.affine_grid(matrix, [len(images), 3, size, size], align_corners=False)
     fill = images.new_tensor(FILL)[:, None, None]
-    return F.grid_sample(images - fill, grid, align_corners=False) + fill
+    # Subtracting and adding the fill may leave -3e-8 for a 0, and posterising that gives -0.5.
+    return (F.grid_sample(images - fill, grid, align_corners=False) + fill).clamp(0, 1)
 
 
 def random_crop(
@@ -131,7 +130,8 @@ def _posterize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    return torch.where(images < (1 - level)[:, None, None, None], images, 1 - images)
+    # Of 256 values, not of 255 steps: at no strength, white must stay white.
+    return torch.where(images < (256 / 255 * (1 - level))[:, None, None, None], images, 1 - images)
 
 
 def _solarize_add(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
@@ -163,7 +163,9 @@ def _affine(xx: float, xy: float, yx: float, dx: float, dy: float) -> ImageOp:
     def warp(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
         amount = (level * sign)[:, None, None]
         change = images.new_tensor([[xx, xy, dx], [yx, 0, dy]])
-        return _warp(images, torch.eye(2, 3, device=images.device) + amount * change, images.shape[-1])
+        return _warp(
+            images, torch.eye(2, 3, device=images.device) + amount * change, images.shape[-1]
+        )
 
     return warp
 
@@ -275,6 +277,7 @@ def sample_points(points: Tensor, num_points: int, generator: torch.Generator) -
     Args:
         points: (B, N, 3).
         num_points: At most N.
+        generator: Source of randomness.
 
     Returns:
         (B, num_points, 3), in random order.

@@ -8,7 +8,7 @@ import io
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 def decode_view(encoded: bytes, size: int) -> npt.NDArray[np.uint8]:
@@ -24,8 +24,15 @@ def decode_view(encoded: bytes, size: int) -> npt.NDArray[np.uint8]:
     Raises:
         OSError: If the bytes are no image that Pillow reads.
     """
-    image: Image.Image = Image.open(io.BytesIO(encoded), formats=("WEBP", "PNG", "JPEG"))
-    image = image.convert("RGB")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=("WEBP", "PNG", "JPEG"))
+        image = image.convert("RGB")
+    except UnidentifiedImageError:
+        # Pillow's own message ends with an address in memory.
+        raise OSError("it is no WebP, PNG or JPEG image") from None
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as broken:
+        # What Pillow says of damaged chunks, of damaged headers and of absurd sizes.
+        raise OSError(str(broken)) from None
     if image.size != (size, size):
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
@@ -41,7 +48,7 @@ def decode_points(column: pa.Array | pa.ChunkedArray) -> list[npt.NDArray[np.flo
         column = column.combine_chunks()
     lengths = np.diff(column.offsets.to_numpy())
     flat = column.flatten().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return np.split(flat.reshape(-1, 3), np.cumsum(lengths)[:-1])
+    return np.split(flat.reshape(-1, 3), np.cumsum(lengths))[:-1]
 
 
 def hash_id(object_id: str) -> int:

@@ -112,11 +112,16 @@ def class_names(classes: Sequence[str] | None, shards: str) -> list[str]:
             f"neither data.classes nor the manifest of '{shards}' names classes; "
             "list them in data.classes"
         )
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(
+            f"the manifest of '{shards}' must list names under `classes`, it holds {named!r}; "
+            "list them in data.classes"
+        )
     try:
         check_classes(named, f"the manifest of '{shards}'")
     except ValueError as unfit:
         raise ConfigError(str(unfit)) from None
-    return [str(name) for name in named]
+    return list(named)
 
 
 def check_file(file: Path, *, num_points: int, num_views: int, view_size: int) -> ShardCheck:

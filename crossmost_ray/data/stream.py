@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,11 @@ TRAIN_COLUMNS = ("object_id", "points", "views")
 MAX_NAMED_ROWS = 10
 
 
+@ray.remote(num_cpus=0.5)
+def _check_task(look: Callable[[Path], ShardCheck], file: Path) -> ShardCheck:
+    return look(file)
+
+
 def check_shards(shards: str, config: DataConfig, *, view_size: int) -> ShardCheck:
     """Reads every shard once, each in a task of its own.
 
@@ -32,19 +39,14 @@ def check_shards(shards: str, config: DataConfig, *, view_size: int) -> ShardChe
         ConfigError: If the folder can't be read, if no row can be used, or if a row can't and
             `data.bad_rows` is "refuse".
     """
-    check = ray.remote(num_cpus=0.5)(check_file)
     files = list_shards(shards, TRAIN_COLUMNS)
-    checks: list[ShardCheck] = ray.get(
-        [
-            check.remote(
-                file,
-                num_points=config.num_points,
-                num_views=config.num_views,
-                view_size=view_size,
-            )
-            for file in files
-        ]
+    look = functools.partial(
+        check_file,
+        num_points=config.num_points,
+        num_views=config.num_views,
+        view_size=view_size,
     )
+    checks: list[ShardCheck] = ray.get([_check_task.remote(look, file) for file in files])
     whole = ShardCheck(
         num_objects=sum(part.num_objects for part in checks),
         bad=tuple(row for part in checks for row in part.bad),
@@ -90,15 +92,13 @@ def pair_rows(
     stored = table["views"].combine_chunks()
     offsets = stored.offsets.to_numpy()
     index = []
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in itertools.pairwise(offsets):
         ring = ring_views(num_views, int(last - first))
         for place in range(num_views):
             for turn in range(teacher_views):
                 other = (place + turn * num_views // teacher_views) % num_views
                 index.append(int(first) + ring[other])
-    pairs = table.drop_columns(["views"]).take(
-        np.repeat(np.arange(table.num_rows), num_views)
-    )
+    pairs = table.drop_columns(["views"]).take(np.repeat(np.arange(table.num_rows), num_views))
     views = stored.values.take(pa.array(index, pa.int64()))
     starts = np.arange(0, len(index) + 1, teacher_views, dtype=np.int32)
     return pairs.append_column("views", pa.ListArray.from_arrays(pa.array(starts), views))
@@ -134,7 +134,7 @@ def stream_pairs(
     files = list_shards(shards, columns)
     rows = ray.data.read_parquet([str(file) for file in files], columns=list(columns))
     return rows.map_batches(
-        pair_rows,
+        pair_rows,  # type: ignore[arg-type]
         batch_format="pyarrow",
         batch_size=None,
         zero_copy_batch=True,
@@ -147,7 +147,7 @@ def stream_pairs(
     )
 
 
-class RawCollate(ArrowBatchCollateFn):  # type: ignore[misc]
+class RawCollate(ArrowBatchCollateFn):
     """Decodes the rows of a batch; runs in the loader's threads, so it draws nothing at random.
 
     Args:
@@ -157,7 +157,8 @@ class RawCollate(ArrowBatchCollateFn):  # type: ignore[misc]
     def __init__(self, view_size: int) -> None:
         self.view_size = view_size
 
-    def __call__(self, table: pa.Table) -> RawBatch:
+    # Ray types the result as tensors, and allows anything.
+    def __call__(self, table: pa.Table) -> RawBatch:  # type: ignore[override]
         """Turns B rows into a batch on the CPU."""
         clouds = decode_points(table["points"])
         # A prefix of a cloud is a fair sample of it, for its points are in random order.
@@ -204,6 +205,7 @@ def raw_batches(
         local_shuffle_seed=seed,
     )
     for batch in batches:
+        assert isinstance(batch, RawBatch)
         yield RawBatch(
             batch.images.to(device, non_blocking=True),
             batch.points.to(device, non_blocking=True),

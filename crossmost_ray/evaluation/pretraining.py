@@ -67,7 +67,7 @@ def _card(
         "",
         f"- command: `{command}` (crossmost_ray {__version__}, seed {config.seed})",
         f"- data: `{config.data.shards}`, "
-        f"{manifest.get('num_objects', 'an unknown number of')} captioned objects; "
+        f"{manifest.get('counts', {}).get('rows', 'uncounted')} captioned objects; "
         "no object, caption or label of any other folder",
         f"- time: {minutes:.0f} minutes, {len(history)} epochs, "
         f"{config.cluster.num_workers} worker(s) of {config.cluster.threads_per_worker} thread(s)",

@@ -44,8 +44,8 @@ def build_clip(name: str) -> nn.Module:
         model: nn.Module = open_clip.model.CLIP(**CUSTOM_CLIP[name])
         return model
     if name in open_clip.list_models():
-        model = open_clip.create_model(name)
-        return model
+        built: nn.Module = open_clip.create_model(name)
+        return built
     known = ", ".join([*CUSTOM_CLIP, *open_clip.list_models()[:5]])
     raise ConfigError(
         f"there is no image-text model '{name}'; ours and open_clip's are: {known}, ... "

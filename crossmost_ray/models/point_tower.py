@@ -38,7 +38,7 @@ class PointTower(nn.Module):
     def draw_mask(
         self, seen: PointTokens, ratio: tuple[float, float], generator: torch.Generator
     ) -> Tensor:
-        """Draws (B, G) bool, True for the groups to hide: `ratio` is the least and largest share."""
+        """Draws (B, G) bool, True where hidden; `ratio` is the least and the largest share."""
         return neighborhood_mask(
             seen.centers, ratio_low=ratio[0], ratio_high=ratio[1], generator=generator
         )

@@ -116,7 +116,9 @@ def load_model(path: str | Path) -> ModelFolder:
             raise ConfigError(f"the model folder '{path}' lacks its {name}; copy it whole")
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        spec = ModelSpec(**config["spec"])
+        # JSON has no tuples.
+        given = dict(config["spec"]).items()
+        spec = ModelSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in given})
         classes = config["classes"]
     except (ValueError, KeyError, TypeError) as broken:
         raise ConfigError(

@@ -61,9 +61,7 @@ class TextTower(nn.Module):
             CLIP (Radford et al., 2021), prompt ensembling: normalise, average, normalise.
         """
         check_classes(classes, "the class list")
-        prompts = [t.format(name.replace("_", " ")) for name in classes for t in templates]
+        prompts = [t.replace("{}", name.replace("_", " ")) for name in classes for t in templates]
         device = self.clip.token_embedding.weight.device
-        embeds = torch.cat(
-            [self(chunk.to(device)) for chunk in self.tokenize(prompts).split(256)]
-        )
+        embeds = torch.cat([self(chunk.to(device)) for chunk in self.tokenize(prompts).split(256)])
         return F.normalize(embeds.reshape(len(classes), len(templates), -1).mean(dim=1), dim=-1)

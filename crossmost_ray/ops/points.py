@@ -36,6 +36,9 @@ def normalize_to_unit_sphere(points: Tensor) -> Tensor:
         PointNet (Qi et al., 2017): clouds are normalised into a unit sphere.
     """
     check_points(points)
+    # Seen from its first point before it is averaged: the mean of equal numbers is not exactly that
+    # number, and a coincident cloud's rounding error would be scaled up to radius 1.
+    points = points - points[:, :1]
     centred = points - points.mean(dim=1, keepdim=True)
     radius = centred.norm(dim=-1).amax(dim=1).clamp(min=torch.finfo(points.dtype).tiny)
     return centred / radius[:, None, None]
@@ -74,7 +77,7 @@ def farthest_point_sample(points: Tensor, num_samples: int) -> Tensor:
     """
     check_points(points)
     B, N, _ = points.shape
-    if N < num_samples:
+    if num_samples > N:
         raise ValueError(f"{num_samples} points can't be picked out of {N}")
     # One contiguous row per coordinate: three streams of N floats are read at each pick, and a
     # (B, N, 3) layout would make each of them strided.

@@ -31,10 +31,15 @@ def load_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE_NAME
     if not path.is_file():
         raise ConfigError(f"the checkpoint '{folder}' lacks its {STATE_NAME}; use another one")
+    # What is no archive would be read as torch's oldest format, which fails in a dozen ways.
+    if not zipfile.is_zipfile(path):
+        raise ConfigError(
+            f"{path} is damaged or cut short (it is no archive); use another checkpoint"
+        )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as broken:
-        reason = str(broken).splitlines()[0]
+        reason = str(broken).partition("\n")[0] or type(broken).__name__
         raise ConfigError(
             f"{path} is damaged or cut short ({reason}); use another checkpoint"
         ) from None

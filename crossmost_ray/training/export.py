@@ -63,7 +63,11 @@ def export_pretrained(config: PretrainConfig, checkpoint: Path, folder: Path) ->
     check_tensors(tensors, task.model.state_dict(), f"the checkpoint '{checkpoint}'")
     task.load_state_dict({"model": tensors})
     save_model(
-        folder, task.model, card=f"# {config.name}\n", training=config_dict(config), dtype=torch.float16
+        folder,
+        task.model,
+        card=f"# {config.name}\n",
+        training=config_dict(config),
+        dtype=torch.float16,
     )
     return folder
 

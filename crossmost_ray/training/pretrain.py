@@ -108,7 +108,7 @@ class PretrainTask:
         points = sample_points(batch.points, config.data.num_points, generator)
         picks = torch.rand(B, generator=generator, device=device) * len(config.data.templates)
         prompts = [
-            config.data.templates[int(pick)].format(caption)
+            config.data.templates[int(pick)].replace("{}", caption)
             for pick, caption in zip(picks.tolist(), batch.captions, strict=True)
         ]
         self.student.train()

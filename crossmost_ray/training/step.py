@@ -71,7 +71,7 @@ def train_step(
         )
 
     optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     torch.nn.utils.clip_grad_norm_(task.student.parameters(), clip_norm)
     optimizer.step()
     task.after_step(step)

@@ -4,6 +4,7 @@ starts the workers, and shows on the driver how far they are."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def connect() -> None:
         ray.init(log_to_driver=False)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        ray.init(log_to_driver=False, logging_level="WARNING")
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
 
 
 def check_cluster(config: ClusterConfig) -> None:
@@ -162,10 +163,10 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
         ray.train.TrainingFailedError: If the workers fail.
     """
     classes: list[str] = []
+    columns: tuple[str, ...] = TRAIN_COLUMNS
     if isinstance(config, AdaptConfig):
         classes = class_names(config.data.classes, config.data.shards)
         size = view_size(load_model(config.model).model.image.image_size)
-        columns = TRAIN_COLUMNS
     else:
         size = view_size(clip_image_size(config.model.clip))
         columns = (*TRAIN_COLUMNS, "caption")
@@ -186,13 +187,15 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
     cluster = config.cluster
     trainer = ray.train.torch.TorchTrainer(
         run_worker,
-        train_loop_config=WorkerPlan(
-            config=config,
-            classes=tuple(classes),
-            steps_per_epoch=steps,
-            view_size=size,
-            run_folder=str(folder),
-        ),
+        train_loop_config={
+            "plan": WorkerPlan(
+                config=config,
+                classes=tuple(classes),
+                steps_per_epoch=steps,
+                view_size=size,
+                run_folder=str(folder),
+            )
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=cluster.use_gpu,

@@ -56,8 +56,9 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return hash_id(f"{seed}/{step}/{rank}")
 
 
-def run_worker(plan: WorkerPlan) -> None:
+def run_worker(loop_config: dict[str, WorkerPlan]) -> None:
     """Trains on this worker's share of the shards, from the last checkpoint if there is one."""
+    plan = loop_config["plan"]
     config, optim = plan.config, plan.config.optim
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()

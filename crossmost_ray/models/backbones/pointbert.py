@@ -33,6 +33,7 @@ class PointFeatures(NamedTuple):
 
 def _linear(convolution: nn.Module, x: Tensor) -> Tensor:
     """Applies a Conv1d of width 1 to (rows, channels)."""
+    assert isinstance(convolution, nn.Conv1d)
     return F.linear(x, convolution.weight.squeeze(-1), convolution.bias)
 
 
@@ -60,12 +61,13 @@ class GroupEncoder(nn.Module):
         # A convolution of width 1 is a linear layer. As one matrix product over all points it is
         # three times faster on a CPU, and the part that looks at the group's maximum is computed
         # once for a group, not once for each of its points.
-        first, norm, _, second = self.first_conv
+        first, norm, second = (self.first_conv[place] for place in (0, 1, 3))
         local = _linear(first, groups.reshape(B * G * M, 3))
         local = _linear(second, F.relu(norm(local))).reshape(B * G, M, -1)
         overall = local.amax(dim=1)
 
-        first, norm, _, second = self.second_conv
+        first, norm, second = (self.second_conv[place] for place in (0, 1, 3))
+        assert isinstance(first, nn.Conv1d)
         width = overall.shape[1]
         weight = first.weight.squeeze(-1)
         mixed = F.linear(local, weight[:, width:]) + F.linear(
@@ -227,11 +229,9 @@ def _init_weights(module: nn.Module) -> None:
 
 def pointbert() -> PointBert:
     """Builds the full-size backbone: 64 groups of 32 points, width 384, 12 blocks."""
-    return PointBert(
-        num_groups=64, group_size=32, width=384, depth=12, heads=6, group_width=256
-    )
+    return PointBert(num_groups=64, group_size=32, width=384, depth=12, heads=6, group_width=256)
 
 
 def pointbert_small() -> PointBert:
-    """Builds the backbone of the embedded model: 32 groups of 24 points, width 128, 4 blocks."""
-    return PointBert(num_groups=32, group_size=24, width=128, depth=4, heads=4, group_width=64)
+    """Builds the backbone of the embedded model: 32 groups of 16 points, width 128, 4 blocks."""
+    return PointBert(num_groups=32, group_size=16, width=128, depth=4, heads=4, group_width=64)

@@ -1,0 +1,1 @@
+"""Meshes of a public collection in, checked Parquet shards out; training never imports it."""

@@ -1,0 +1,289 @@
+"""The main job on real Ray processes, on four easy shapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from crossmost_ray.config import AdaptConfig, ConfigError, PretrainConfig, load_config, parse_config
+from crossmost_ray.evaluation.adaptation import adapt_and_evaluate
+from crossmost_ray.evaluation.pretraining import pretrain_and_evaluate
+from crossmost_ray.models.pretrained import load_model
+from crossmost_ray.training.checkpoint import load_state
+from crossmost_ray.training.trainer import check_cluster, train
+from tests.synthetic import CLASSES, tiny_model, write_shards
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.ray
+
+
+def values(tmp_path: Path, **sections: Any) -> dict[str, Any]:
+    """A run of two epochs of four steps."""
+    base: dict[str, Any] = {
+        "name": "run",
+        "model": str(tmp_path / "model"),
+        "output": str(tmp_path / "runs"),
+        "data": {
+            "shards": str(tmp_path / "shards"),
+            "num_points": 128,
+            "num_views": 4,
+            "batch_size": 16,
+        },
+        "optim": {"epochs": 2, "lr": 1e-3},
+        "evaluation": {"point_samples": 1},
+    }
+    for name, section in sections.items():
+        base[name] = (
+            {**base[name], **section} if isinstance(section, dict) and name in base else section
+        )
+    return base
+
+
+def adapt_config(tmp_path: Path, **sections: Any) -> AdaptConfig:
+    return parse_config(AdaptConfig, values(tmp_path, **sections), "the test")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "shards", num_objects=16)
+    tiny_model(tmp_path / "model")
+    return tmp_path
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    state = load_state(checkpoint)["task"]
+    return {f"{who}.{name}": value for who in state for name, value in state[who].items()}
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
+    ray_cluster: None, inputs: Path
+) -> None:
+    write_shards(inputs / "test", num_objects=8, seed=1)
+    write_shards(inputs / "open", num_objects=4, seed=2, labels=False)
+    data = {"test_shards": str(inputs / "test"), "open_set_shards": str(inputs / "open")}
+
+    folder, summary = adapt_and_evaluate(adapt_config(inputs, data=data))
+
+    table = pq.read_table(folder / "predictions.parquet")
+    keys = [(r["split"], r["model"], r["object_id"]) for r in table.to_pylist()]
+    assert len(keys) == len(set(keys)) == 3 * (16 + 8 + 4)
+    assert {key[0] for key in keys} == {"transductive", "test", "open-set"}
+    assert summary == json.loads((folder / "metrics.json").read_text())
+    assert summary["splits"]["test"]["teacher"]["labelled"] == 8
+    assert set(summary["splits"]["test"]["teacher"]["gain"]) == {"image", "point", "fused"}
+    assert 0 <= summary["splits"]["open-set"]["student"]["confident_percent"] <= 100
+
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == [4, 8]
+    # What was logged is what was optimised: the terms, each times its weight, sum to the loss.
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    for row in history:
+        terms = {k.removeprefix("loss/"): v for k, v in row.items() if k.startswith("loss/")}
+        assert terms.keys() == stored["weights"].keys()
+        total = sum(stored["weights"][name] * term for name, term in terms.items())
+        assert row["loss"] == pytest.approx(total, rel=1e-4)
+
+    teacher, student = load_model(folder / "teacher"), load_model(folder / "student")
+    assert teacher.classes == list(CLASSES)
+    assert not torch.equal(teacher.model.image.visual.proj, student.model.image.visual.proj)
+    start = load_model(inputs / "model")
+    # The text tower stays as it was, so that the adapted model can be asked for new classes.
+    for name, value in start.model.text.state_dict().items():
+        assert torch.equal(value, teacher.model.text.state_dict()[name])
+
+
+def test_replacing_every_label_changes_no_bit_of_the_weights(
+    ray_cluster: None, inputs: Path
+) -> None:
+    data = {"classes": list(CLASSES)}
+    honest = weights(train(adapt_config(inputs, name="honest", data=data)))
+    for path in (inputs / "shards").glob("*.parquet"):
+        table = pq.read_table(path)
+        place, field = table.schema.get_field_index("label"), table.schema.field("label")
+        table = table.set_column(place, field, [["ball"] * table.num_rows])
+        place, field = table.schema.get_field_index("caption"), table.schema.field("caption")
+        table = table.set_column(place, field, [["a lie"] * table.num_rows])
+        pq.write_table(table, path)
+
+    assert_same(honest, weights(train(adapt_config(inputs, name="lied-to", data=data))))
+
+
+def test_a_run_whose_driver_is_killed_goes_on_as_if_it_had_not_been(
+    ray_cluster: None, inputs: Path
+) -> None:
+    whole = weights(train(adapt_config(inputs, name="whole", optim={"epochs": 3})))
+
+    path = inputs / "config.yaml"
+    path.write_text(yaml.safe_dump(values(inputs, name="killed", optim={"epochs": 3})))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["RAY_ADDRESS"] = "local"
+    driver = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs/adapt.py"), str(path)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    history = inputs / "runs/killed/metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not history.is_file():
+        assert driver.poll() is None, driver.stderr.read() if driver.stderr else ""
+        assert time.monotonic() < deadline, "the first epoch took four minutes"
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert len(history.read_text().splitlines()) < 3, "it was over before it could be killed"
+
+    config = load_config(AdaptConfig, path)
+    with pytest.raises(ConfigError, match=r"the run 'killed' exists .* --resume"):
+        train(config)
+    assert_same(whole, weights(train(config, resume=True)))
+
+
+def test_two_workers_share_a_batch_and_agree(ray_cluster: None, inputs: Path) -> None:
+    cluster = {"num_workers": 2}
+    first = weights(train(adapt_config(inputs, name="two", cluster=cluster)))
+    again = weights(train(adapt_config(inputs, name="two-again", cluster=cluster)))
+    assert_same(first, again)
+
+
+def test_pretraining_writes_a_model_that_adaptation_takes(ray_cluster: None, inputs: Path) -> None:
+    shards = str(inputs / "shards")
+    settings = values(inputs, name="pre", model={}, report={"train": shards})
+    folder = pretrain_and_evaluate(
+        parse_config(PretrainConfig, settings, "the test"), command="the test"
+    )
+    card = (folder / "README.md").read_text()
+    assert "the test" in card
+    assert "| train | 16 |" in card
+    stored = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {
+        torch.float16
+    }
+
+    train(adapt_config(inputs, name="after", model=str(folder), mode="points_only"))
+
+
+def refuse(config: AdaptConfig, *parts: str, resume: bool = False) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        train(config, resume=resume)
+    for part in parts:
+        assert part in str(refusal.value)
+    assert not (Path(config.output) / config.name).exists()
+
+
+def test_a_missing_shards_folder_is_refused(inputs: Path) -> None:
+    data = {"shards": str(inputs / "none"), "classes": list(CLASSES)}
+    refuse(adapt_config(inputs, data=data), "there is no folder of shards", "none", "prepare.py")
+
+
+def test_a_missing_model_folder_is_refused(inputs: Path) -> None:
+    refuse(adapt_config(inputs, model=str(inputs / "none")), "there is no model folder", "none")
+
+
+def test_rows_that_cannot_be_used_are_named_and_skipped_only_when_asked(
+    ray_cluster: None, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = {1: "nan", 6: "few_points", 11: "bad_view"}
+    write_shards(inputs / "shards", num_objects=16, corrupt=faults)  # type: ignore[arg-type]
+    refuse(
+        adapt_config(inputs),
+        "3 of 16 rows",
+        "part-00000.parquet, row 1 (synthetic/0-1): 1 of 128 points are NaN or infinite",
+        "part-00000.parquet, row 6 (synthetic/0-6): 7 points, data.num_points asks for 128",
+        "part-00001.parquet, row 3 (synthetic/0-11): view 3 can't be decoded",
+        "data.bad_rows=skip",
+    )
+    capsys.readouterr()
+    data = {"bad_rows": "skip", "batch_size": 13}
+    checkpoint = train(adapt_config(inputs, name="skipped", data=data, optim={"epochs": 1}))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "13 objects in 2 shards, 3 left out" in printed
+    assert "left out: part-00001.parquet, row 3 (synthetic/0-11)" in printed
+    assert load_state(checkpoint)["history"][0]["step"] == 4
+
+
+def test_a_batch_larger_than_the_data_is_refused(ray_cluster: None, inputs: Path) -> None:
+    refuse(adapt_config(inputs, data={"batch_size": 65}), "data.batch_size 65", "64 pairs")
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(ray_cluster: None, inputs: Path) -> None:
+    config = adapt_config(inputs, data={"batch_size": 15}, cluster={"num_workers": 2})
+    refuse(config, "data.batch_size 15", "multiple of 2")
+
+
+@pytest.mark.parametrize(("num_workers", "cpus"), [(4, 1.0), (9, 1.0), (2, 2.0)])
+def test_a_run_that_would_leave_no_cpu_for_the_stream_is_refused(
+    ray_cluster: None, inputs: Path, num_workers: int, cpus: float
+) -> None:
+    cluster = {"num_workers": num_workers, "cpus_per_worker": cpus}
+    refuse(
+        adapt_config(inputs, cluster=cluster),
+        f"cluster.num_workers {num_workers}",
+        "the cluster's 4 CPUs",
+        "to stream the shards",
+    )
+
+
+def test_what_the_refusal_proposes_is_accepted(ray_cluster: None, inputs: Path) -> None:
+    config = adapt_config(inputs, cluster={"num_workers": 4}).cluster
+    with pytest.raises(ConfigError, match=r"try cluster.num_workers=3 or cluster.cpus_per_worker"):
+        check_cluster(config)
+    check_cluster(adapt_config(inputs, cluster={"num_workers": 3}).cluster)
+    share = {"num_workers": 4, "cpus_per_worker": 0.75}
+    check_cluster(adapt_config(inputs, cluster=share).cluster)
+
+
+def test_more_gpus_than_there_are_are_refused(ray_cluster: None, inputs: Path) -> None:
+    refuse(adapt_config(inputs, cluster={"use_gpu": True}), "cluster.use_gpu asks for 1 GPUs")
+
+
+def test_an_output_that_cannot_be_written_is_refused(ray_cluster: None, inputs: Path) -> None:
+    (inputs / "file").write_text("in the way")
+    config = adapt_config(inputs, output=str(inputs / "file/runs"))
+    with pytest.raises(ConfigError, match=r"can't be written .*; mend `output`"):
+        train(config)
+
+
+def test_resuming_what_never_was_or_was_another_run_is_refused(
+    ray_cluster: None, inputs: Path
+) -> None:
+    refuse(adapt_config(inputs), "there is no run 'run'", resume=True)
+    train(adapt_config(inputs, optim={"epochs": 1}))
+    with pytest.raises(ConfigError, match=r"other values of optim.lr, seed "):
+        train(adapt_config(inputs, seed=3, optim={"epochs": 1, "lr": 2e-3}), resume=True)
+
+
+def test_the_job_reports_every_slip_and_exits_with_1(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("name: x\nmodel: y\nsed: 1\ndata: {shards: z, bach_size: 3, num_views: none}\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs/adapt.py"), str(path), "pseudo_labels.threshold=84"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "sed: no such key; did you mean seed?" in done.stderr
+    assert "data.bach_size: no such key; did you mean data.batch_size?" in done.stderr
+    assert "data.num_views" in done.stderr
+    assert "pseudo_labels.threshold" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,159 @@
+"""Counts of predictions, by hand and as properties; the bootstrap against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossmost_ray.tally import Tally, paired_bootstrap, tally
+
+C = 7
+
+
+def ranked_first(first: list[int], num_classes: int = C) -> npt.NDArray[np.int64]:
+    """Orders of all classes that begin with the given ones."""
+    return np.array(
+        [[best, *(c for c in range(num_classes) if c != best)] for best in first], np.int64
+    ).reshape(-1, num_classes)
+
+
+def test_counts_by_hand() -> None:
+    label = np.array([0, 0, 0, 1, 2, -1, 6])
+    counted = tally(label, ranked_first([0, 0, 1, 1, 0, 3, 5]), C)
+    # The -1 is left out; of the six others 0, 0 and 1 are right.
+    assert counted.num_objects == 6
+    assert counted.top1_accuracy == pytest.approx(100 * 3 / 6)
+    assert counted.confusion[0].tolist() == [2, 1, 0, 0, 0, 0, 0]
+    assert counted.confusion[2, 0] == 1
+    assert counted.confusion[6, 5] == 1
+    # Among the five best of "5 first, then in order" are 5, 0, 1, 2, 3, but not 6.
+    assert counted.top5.tolist() == [3, 1, 1, 0, 0, 0, 0]
+    assert counted.top5_accuracy == pytest.approx(100 * 5 / 6)
+    # Class 0 has 2 of 3, class 1 all, 2 and 6 none; 3, 4 and 5 have no objects.
+    assert counted.class_mean == pytest.approx(100 * (2 / 3 + 1 + 0 + 0) / 4)
+    np.testing.assert_allclose(counted.per_class, [200 / 3, 100, 0] + [np.nan] * 3 + [0])
+
+
+@pytest.mark.parametrize(("place", "counts"), [(0, 1), (4, 1), (5, 0)])
+def test_the_five_best_are_five(place: int, counts: int) -> None:
+    ranked = np.arange(C)[None]
+    assert tally(np.array([place]), ranked, C).top5.sum() == counts
+
+
+def test_fewer_than_five_ranked_are_fine() -> None:
+    counted = tally(np.array([1, 2]), np.array([[1], [1]]), 3)
+    assert counted.top1_accuracy == counted.top5_accuracy == 50.0
+
+
+def test_without_labels_there_is_no_accuracy() -> None:
+    counted = tally(np.array([-1, -1]), ranked_first([0, 1]), C)
+    assert counted.num_objects == 0
+    for value in (counted.top1_accuracy, counted.top5_accuracy, counted.class_mean):
+        assert math.isnan(value)
+    assert np.isnan(counted.per_class).all()
+
+
+rows = st.lists(st.tuples(st.integers(-1, C - 1), st.integers(0, C - 1)), max_size=30)
+
+
+def count(pairs: list[tuple[int, int]]) -> Tally:
+    label = np.array([label for label, _ in pairs], np.int64)
+    return tally(label, ranked_first([best for _, best in pairs]), C)
+
+
+@given(left=rows, right=rows)
+def test_counts_of_parts_add_up(
+    left: list[tuple[int, int]], right: list[tuple[int, int]]
+) -> None:
+    parts, whole = count(left) + count(right), count(left + right)
+    np.testing.assert_array_equal(parts.confusion, whole.confusion)
+    np.testing.assert_array_equal(parts.top5, whole.top5)
+
+
+@given(pairs=rows)
+def test_top5_is_never_below_top1(pairs: list[tuple[int, int]]) -> None:
+    counted = count(pairs)
+    known = sum(label >= 0 for label, _ in pairs)
+    assert counted.num_objects == known
+    assert counted.top5.sum() >= np.trace(counted.confusion)
+    right = sum(label == best for label, best in pairs)
+    assert np.trace(counted.confusion) == right
+
+
+def answers(n: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    return np.random.default_rng(seed).random(n) < share
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 60))
+def test_the_interval_holds_the_exact_difference(seed: int, n: int) -> None:
+    before, after = answers(n, 0.4, seed), answers(n, 0.6, seed + 1)
+    interval = paired_bootstrap(before, after, num_resamples=500)
+    assert interval.difference == pytest.approx(100 * (after.mean() - before.mean()))
+    assert interval.low <= interval.difference + 1e-9
+    assert interval.difference <= interval.high + 1e-9
+
+
+def test_equal_models_differ_by_nothing() -> None:
+    right = answers(50, 0.5, 0)
+    interval = paired_bootstrap(right, right, num_resamples=200)
+    assert (interval.difference, interval.low, interval.high) == (0.0, 0.0, 0.0)
+
+
+def test_objects_are_drawn_in_pairs() -> None:
+    # Both models err on the same objects but for one. Drawn apart, the two accuracies would each
+    # vary by sqrt(0.25 / 200) = 3.5 points; in pairs, the difference varies by about 0.5.
+    before = answers(200, 0.5, 3)
+    after = before.copy()
+    after[np.flatnonzero(~before)[0]] = True
+    interval = paired_bootstrap(before, after, num_resamples=2000)
+    assert interval.difference == pytest.approx(0.5)
+    assert interval.low >= 0.0
+    assert interval.high <= 2.0
+
+
+def test_the_width_is_that_of_the_normal_approximation() -> None:
+    before, after = answers(500, 0.5, 1), answers(500, 0.6, 2)
+    gain = after.astype(float) - before
+    half = 100 * 1.96 * gain.std() / math.sqrt(500)
+    interval = paired_bootstrap(before, after, num_resamples=4000)
+    assert interval.high - interval.difference == pytest.approx(half, rel=0.1)
+    assert interval.difference - interval.low == pytest.approx(half, rel=0.1)
+    narrow = paired_bootstrap(before, after, num_resamples=4000, confidence=0.5)
+    assert narrow.high - narrow.difference == pytest.approx(half * 0.6745 / 1.96, rel=0.15)
+
+
+def test_one_seed_gives_one_interval() -> None:
+    before, after = answers(80, 0.5, 1), answers(80, 0.7, 2)
+    first, again, other = (
+        paired_bootstrap(before, after, num_resamples=300, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+    assert first.difference == other.difference
+
+
+def test_several_opinions_of_one_object_count_as_one() -> None:
+    before, after = answers(60, 0.5, 1), answers(60, 0.7, 2)
+    names = [f"object {k:03d}" for k in range(60)]
+    alone = paired_bootstrap(before, after, num_resamples=500)
+    twice = (np.tile(before, 2), np.tile(after, 2))
+    together = paired_bootstrap(*twice, clusters=names * 2, num_resamples=500)
+    assert together.difference == pytest.approx(alone.difference)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+    # Taken for independent, the copies would make the interval narrower by sqrt(2).
+    apart = paired_bootstrap(*twice, num_resamples=4000)
+    assert together.high - together.low > 1.25 * (apart.high - apart.low)
+
+
+def test_clusters_of_unequal_size_are_weighted_by_their_rows() -> None:
+    before = np.zeros(4, bool)
+    after = np.array([True, True, True, False])
+    interval = paired_bootstrap(before, after, clusters=["a", "a", "a", "b"], num_resamples=400)
+    assert interval.difference == pytest.approx(75.0)
+    # A resample holds (a, a), (a, b) or (b, b): 100, 75 or 0.
+    assert (interval.low, interval.high) == (0.0, 100.0)
