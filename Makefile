@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup adapt baseline table pretrain prepare test check style clean
+.PHONY: help setup system adapt baseline table pretrain prepare test check style clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,10 +34,21 @@ table: setup  ## the whole result table of README: both directions, three seeds,
 pretrain: setup  ## the embedded starting weights anew
 	$(BIN)/python jobs/pretrain.py configs/pretrain/furniture.yaml
 
-prepare: setup  ## the embedded shards anew, from Debian's sweethome3d packages
+prepare: setup system  ## the embedded shards anew, from Debian's sweethome3d packages
 	$(BIN)/python jobs/prepare.py configs/prepare/furniture.yaml
 
-test: setup  ## all tests
+# Rendering goes through EGL to Mesa, in software, without a display.
+GL_PACKAGES := libegl1 libgl1-mesa-dri
+
+system:
+	@dpkg -s $(GL_PACKAGES) >/dev/null 2>&1 || { \
+		echo "installing Debian's $(GL_PACKAGES), which draw views without a display"; \
+		if [ "$$(id -u)" = 0 ]; then run=; else run=sudo; fi; \
+		$$run apt-get update -qq && $$run apt-get install -qq -y --no-install-recommends \
+			$(GL_PACKAGES) >/dev/null; } || \
+		{ echo "could not install them; run: apt-get install $(GL_PACKAGES)"; exit 1; }
+
+test: setup system  ## all tests
 	$(BIN)/python -m pytest
 
 style: setup  ## format, lint, types, import contracts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ def load_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE_NAME
     if not path.is_file():
         raise ConfigError(f"the checkpoint '{folder}' lacks its {STATE_NAME}; use another one")
-    # What is no archive would be read as torch's oldest format, which fails in a dozen ways.
-    if not zipfile.is_zipfile(path):
-        raise ConfigError(
-            f"{path} is damaged or cut short (it is no archive); use another checkpoint"
-        )
     try:
+        # torch does not look at the checksums: it would load a flipped bit, or fail in one of a
+        # dozen ways.
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {part} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as broken:
+    except (
+        *(RuntimeError, EOFError, OSError, ValueError, zlib.error),
+        *(pickle.UnpicklingError, zipfile.BadZipFile),
+    ) as broken:
         reason = str(broken).partition("\n")[0] or type(broken).__name__
         raise ConfigError(
             f"{path} is damaged or cut short ({reason}); use another checkpoint"

@@ -69,6 +69,8 @@ def connect() -> None:
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Notes on encodings and execution plans, on the driver's terminal; warnings stay.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:

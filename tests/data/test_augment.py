@@ -78,7 +78,9 @@ AUGMENTATIONS: dict[str, Callable[[torch.Generator], tuple[Tensor, Tensor]]] = {
     ),
     "sample": lambda g: (inputs := clouds(), sample_points(inputs, 20, g)),
 }
-INPUTS = {name: images() if "image" in name or "rand" in name else clouds() for name in AUGMENTATIONS}
+INPUTS = {
+    name: images() if "image" in name or "rand" in name else clouds() for name in AUGMENTATIONS
+}
 SHAPES = {
     "weak images": (4, 3, 16, 16),
     "strong images": (4, 3, 16, 16),
@@ -311,9 +313,7 @@ def test_rand_augment_stays_in_range(seed: int, magnitude: float, num_ops: int) 
 def test_no_operation_and_no_chance_change_nothing() -> None:
     image = images()
     for num_ops, chance in ((0, 1.0), (3, 0.0)):
-        result = rand_augment(
-            image, num_ops=num_ops, magnitude=9, chance=chance, generator=rng()
-        )
+        result = rand_augment(image, num_ops=num_ops, magnitude=9, chance=chance, generator=rng())
         assert torch.equal(result, image)
 
 
@@ -373,9 +373,7 @@ def test_weak_angles_have_their_deviation() -> None:
 @pytest.mark.parametrize(("up_axis", "up"), [("x", 0), ("y", 1), ("z", 2)])
 def test_strong_clouds_turn_about_the_up_axis_only(up_axis: str, up: int) -> None:
     points = clouds(batch=64)
-    config = PointAugmentConfig(
-        scale_low=1, scale_high=1, shift=0, jitter=0, dropout=0
-    )
+    config = PointAugmentConfig(scale_low=1, scale_high=1, shift=0, jitter=0, dropout=0)
     result = strong_points(points, config, rng(), up_axis)
     torch.testing.assert_close(result[..., up], points[..., up], atol=1e-6, rtol=0)
     torch.testing.assert_close(result.norm(dim=-1), points.norm(dim=-1), atol=1e-5, rtol=1e-5)
@@ -399,9 +397,7 @@ def test_strong_clouds_are_scaled_by_one_factor() -> None:
 
 def test_strong_clouds_move_by_a_share_of_their_extent() -> None:
     points = clouds(batch=200) * torch.tensor([1.0, 0.1, 0.0])
-    config = PointAugmentConfig(
-        scale_low=1, scale_high=1, turn=0, jitter=0, dropout=0
-    )
+    config = PointAugmentConfig(scale_low=1, scale_high=1, turn=0, jitter=0, dropout=0)
     shift = (strong_points(points, config, rng()) - points).mean(dim=1)
     extent = points.amax(dim=1) - points.amin(dim=1)
     assert (shift.abs() <= 0.5 * extent + 1e-5).all()
@@ -411,9 +407,7 @@ def test_strong_clouds_move_by_a_share_of_their_extent() -> None:
 
 def test_jitter_is_cut() -> None:
     points = torch.zeros(4, 4000, 3)
-    config = PointAugmentConfig(
-        scale_low=1, scale_high=1, turn=0, shift=0, dropout=0, jitter=0.01
-    )
+    config = PointAugmentConfig(scale_low=1, scale_high=1, turn=0, shift=0, dropout=0, jitter=0.01)
     noise = strong_points(points, config, rng())
     assert noise.std().item() == pytest.approx(0.01, rel=0.03)
     assert noise.abs().max() <= 0.05 + 1e-7
@@ -421,9 +415,7 @@ def test_jitter_is_cut() -> None:
 
 def test_dropped_points_become_copies_of_the_first() -> None:
     points = clouds(batch=200, num_points=100)
-    config = PointAugmentConfig(
-        scale_low=1, scale_high=1, turn=0, shift=0, jitter=0, dropout=0.875
-    )
+    config = PointAugmentConfig(scale_low=1, scale_high=1, turn=0, shift=0, jitter=0, dropout=0.875)
     result = strong_points(points, config, rng())
     copied = (result == result[:, :1]).all(dim=-1)
     torch.testing.assert_close(result[~copied], points[~copied], atol=1e-6, rtol=0)

@@ -178,7 +178,9 @@ def test_chunks_are_joined(sizes: list[int], cut: int, first: int) -> None:
 
 def test_clouds_of_other_float_types_come_back() -> None:
     for value_type in (pa.float32(), pa.float64()):
-        clouds = pa.array([[[0.5, 1.0, 2.0]], [[3.0, 4.0, 5.0]] * 2], pa.list_(pa.list_(value_type)))
+        clouds = pa.array(
+            [[[0.5, 1.0, 2.0]], [[3.0, 4.0, 5.0]] * 2], pa.list_(pa.list_(value_type))
+        )
         first, second = decode_points(clouds)
         assert first.tolist() == [[0.5, 1.0, 2.0]]
         assert second.shape == (2, 3)

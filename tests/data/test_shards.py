@@ -29,7 +29,9 @@ def test_shards_are_listed_by_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no folder of shards 'none'.*jobs/prepare.py.*data.shards"):
+    with pytest.raises(
+        ConfigError, match="no folder of shards 'none'.*jobs/prepare.py.*data.shards"
+    ):
         list_shards("none", COLUMNS)
     file = tmp_path / "file"
     file.write_text("")

@@ -1,0 +1,101 @@
+"""Objects to pairs, without a cluster; tests/jobs streams them for real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossmost_ray.config import ConfigError, DataConfig
+from crossmost_ray.data.shards import BadRow, ShardCheck
+from crossmost_ray.data.stream import RawCollate, pair_rows, ring_views, steps_per_epoch
+from crossmost_ray.schema import SHARD_SCHEMA
+from tests.synthetic import write_shards
+
+
+@given(stored=st.integers(1, 40), data=st.data())
+def test_used_views_are_distinct_and_evenly_spread(stored: int, data: st.DataObject) -> None:
+    used = data.draw(st.integers(1, stored))
+    ring = ring_views(used, stored)
+    assert len(set(ring)) == used
+    assert max(ring) < stored
+    gaps = [b - a for a, b in zip(ring, [*ring[1:], ring[0] + stored], strict=True)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def table_of(*views: list[bytes]) -> pa.Table:
+    rows = [
+        {
+            "object_id": f"o{place}",
+            "points": [[place, 0, 0], [place, 1, 0]],
+            "views": list(encoded),
+        }
+        for place, encoded in enumerate(views)
+    ]
+    names = ["object_id", "points", "views"]
+    return pa.Table.from_pylist(rows, pa.schema([SHARD_SCHEMA.field(name) for name in names]))
+
+
+def test_each_used_view_becomes_a_pair_with_views_from_around_the_ring() -> None:
+    table = table_of([b"a0", b"a1", b"a2", b"a3"], [b"b0", b"b1", b"b2", b"b3"])
+    pairs = pair_rows(table, num_views=4, teacher_views=2, left_out=frozenset())
+    assert pairs["object_id"].to_pylist() == ["o0"] * 4 + ["o1"] * 4
+    assert pairs["views"].to_pylist() == [
+        [b"a0", b"a2"],
+        [b"a1", b"a3"],
+        [b"a2", b"a0"],
+        [b"a3", b"a1"],
+        [b"b0", b"b2"],
+        [b"b1", b"b3"],
+        [b"b2", b"b0"],
+        [b"b3", b"b1"],
+    ]
+    assert pairs["points"].to_pylist()[4] == [[1, 0, 0], [1, 1, 0]]
+
+
+def test_objects_left_out_leave_no_pair_and_shift_no_other() -> None:
+    table = table_of([b"a0", b"a1"], [b"b0", b"b1", b"b2"], [b"c0", b"c1"]).slice(0)
+    pairs = pair_rows(table, num_views=2, teacher_views=1, left_out=frozenset({"o0"}))
+    assert pairs["object_id"].to_pylist() == ["o1", "o1", "o2", "o2"]
+    assert pairs["views"].to_pylist() == [[b"b0"], [b"b1"], [b"c0"], [b"c1"]]
+
+
+def test_a_slice_of_a_block_gives_its_own_pairs() -> None:
+    table = table_of([b"a0", b"a1"], [b"b0", b"b1"], [b"c0", b"c1"]).slice(1, 1)
+    pairs = pair_rows(table, num_views=2, teacher_views=1, left_out=frozenset())
+    assert pairs["views"].to_pylist() == [[b"b0"], [b"b1"]]
+
+
+def test_collating_decodes_and_reads_a_caption_only_where_it_was_asked_for(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", num_objects=4, num_files=1)
+    table = pq.read_table(next(folder.glob("*.parquet")))
+    columns = ["object_id", "points", "views"]
+    batch = RawCollate(96)(
+        pair_rows(table.select(columns), num_views=2, teacher_views=2, left_out=frozenset())
+    )
+    assert batch.images.shape == (8, 2, 3, 96, 96)
+    assert batch.points.shape == (8, 128, 3)
+    assert batch.captions == ()
+    ids = batch.object_id.tolist()
+    assert ids[0::2] == ids[1::2]
+    assert len(set(ids)) == 4
+    captioned = RawCollate(96)(table.select([*columns, "caption"]))
+    assert captioned.captions == ("ball", "box", "cone", "pillar")
+
+
+def config(batch_size: int, num_views: int = 12) -> DataConfig:
+    return DataConfig(shards="x", batch_size=batch_size, num_views=num_views)
+
+
+def test_steps_are_those_that_the_poorest_worker_can_take() -> None:
+    row = BadRow("part-00000.parquet", 0, "o", "is broken")
+    check = ShardCheck(num_objects=12, bad=(row,))
+    # 11 objects of 12 views are 132 pairs: 66 for each of two workers, 8 steps of 8.
+    assert steps_per_epoch(check, config(16), 2) == 8
+    assert steps_per_epoch(check, config(132), 1) == 1
+    with pytest.raises(ConfigError, match="132 pairs"):
+        steps_per_epoch(check, config(133), 1)
