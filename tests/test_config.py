@@ -149,9 +149,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_its_key(
         ({"optim": {"lr": 1e-7}}, "min_lr 1e-06 is above lr 1e-07"),
     ],
 )
-def test_fields_that_contradict_each_other_are_refused(
-    sections: dict[str, Any], rule: str
-) -> None:
+def test_fields_that_contradict_each_other_are_refused(sections: dict[str, Any], rule: str) -> None:
     (section,) = sections
     assert refusal(**sections).splitlines()[1:] == [f"  {section}: {rule}"]
 
@@ -172,9 +170,7 @@ def test_classes_that_make_no_classifier_are_refused(classes: list[str], problem
         check_classes(classes, "the list of Ada")
 
 
-@pytest.mark.parametrize(
-    "templates", [[], ["a chair."], ["a {}.", "{"], ["a {} and a {}."], [""]]
-)
+@pytest.mark.parametrize("templates", [[], ["a chair."], ["a {}.", "{"], ["a {} and a {}."], [""]])
 def test_templates_without_one_place_for_the_name_are_refused(templates: list[str]) -> None:
     assert "template" in refusal(data={"templates": templates})
 
@@ -205,7 +201,7 @@ def test_what_is_no_override_is_refused(tmp_path: Path, override: str) -> None:
 
 
 def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'name.x=1': name holds a value, not keys"):
+    with pytest.raises(ConfigError, match=r"'name\.x=1': name holds a value, not keys"):
         load_config(AdaptConfig, write(tmp_path, MINIMAL), ["name.x=1"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -123,8 +124,8 @@ def test_the_rate_rises_then_falls_between_its_bounds(
     tolerance = 1e-9 * lr
     assert all(0 < value <= lr + tolerance for value in values[:warmup])
     assert all(config.min_lr - tolerance <= value for value in values[warmup:])
-    assert all(b > a for a, b in zip(values[:warmup], values[1:warmup], strict=False))
-    assert all(b <= a + tolerance for a, b in zip(values[warmup:], values[warmup + 1 :], strict=False))
+    assert all(b > a for a, b in itertools.pairwise(values[:warmup]))
+    assert all(b <= a + tolerance for a, b in itertools.pairwise(values[warmup:]))
 
 
 def test_the_warm_up_is_a_line() -> None:

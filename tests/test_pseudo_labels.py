@@ -96,7 +96,10 @@ def test_equal_towers_change_places_without_effect_but_for_ties(
     image: Tensor, point: Tensor
 ) -> None:
     config = PseudoLabelConfig(point_weight=1.0)
-    one, other = joint_pseudo_labels(image, point, config), joint_pseudo_labels(point, image, config)
+    one, other = (
+        joint_pseudo_labels(image, point, config),
+        joint_pseudo_labels(point, image, config),
+    )
     assert torch.equal(one.confidence, other.confidence)
     assert torch.equal(one.selected, other.selected)
     tied = image.softmax(-1).amax(-1) == point.softmax(-1).amax(-1)

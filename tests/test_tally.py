@@ -67,9 +67,7 @@ def count(pairs: list[tuple[int, int]]) -> Tally:
 
 
 @given(left=rows, right=rows)
-def test_counts_of_parts_add_up(
-    left: list[tuple[int, int]], right: list[tuple[int, int]]
-) -> None:
+def test_counts_of_parts_add_up(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
     parts, whole = count(left) + count(right), count(left + right)
     np.testing.assert_array_equal(parts.confusion, whole.confusion)
     np.testing.assert_array_equal(parts.top5, whole.top5)

@@ -199,7 +199,7 @@ EXPECTED_HASH = int.from_bytes(bytes.fromhex("ab4435c696e5a3ef"), "little") // 2
 def test_hashes_fit_a_signed_integer() -> None:
     values = [hash_id(f"object {k}") for k in range(2000)]
     assert len(set(values)) == 2000
-    assert 0 <= min(values)
+    assert min(values) >= 0
     assert max(values) < 2**63
     assert max(values) > 2**62, "all 63 bits are used"
 

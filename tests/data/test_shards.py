@@ -30,7 +30,7 @@ def test_shards_are_listed_by_name(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="no folder of shards 'none'.*jobs/prepare.py.*data.shards"
+        ConfigError, match=r"no folder of shards 'none'.*jobs/prepare\.py.*data\.shards"
     ):
         list_shards("none", COLUMNS)
     file = tmp_path / "file"
@@ -179,7 +179,7 @@ def test_classes_named_nowhere_are_asked_for(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "s")
     for manifest in ("{}", '{"classes": []}', '{"classes": null}'):
         (folder / "manifest.json").write_text(manifest)
-        with pytest.raises(ConfigError, match="names classes; list them in data.classes"):
+        with pytest.raises(ConfigError, match=r"names classes; list them in data\.classes"):
             class_names(None, str(folder))
     (folder / "manifest.json").unlink()
     with pytest.raises(ConfigError, match=f"nor the manifest of '{folder}' names classes"):

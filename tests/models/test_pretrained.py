@@ -239,4 +239,6 @@ def test_a_fresh_model_is_the_same_for_a_seed_and_spares_the_global_generator() 
     first, again = fresh_model(1), fresh_model(1)
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first.point.projection, again.point.projection)
-    assert torch.equal(first.text.clip.token_embedding.weight, again.text.clip.token_embedding.weight)
+    assert torch.equal(
+        first.text.clip.token_embedding.weight, again.text.clip.token_embedding.weight
+    )

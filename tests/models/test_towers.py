@@ -306,9 +306,7 @@ def test_the_masked_pass_hides_as_asked(model: CrossModalModel) -> None:
     mask = torch.zeros(2, 64, dtype=torch.bool)
     mask[:, :20] = True
     with torch.no_grad():
-        out = ours(
-            images(), points(), mask, point_ratio=(0.25, 0.25), generator=torch.Generator()
-        )
+        out = ours(images(), points(), mask, point_ratio=(0.25, 0.25), generator=torch.Generator())
         plain = ours.predict(images(), points())
         assert out.point_mask.sum(dim=1).tolist() == [8, 8]
         assert out.logit_scale.item() == pytest.approx(1 / 0.07, rel=1e-5)

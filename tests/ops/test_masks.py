@@ -28,9 +28,7 @@ def test_sixty_of_clips_196_patches_are_hidden_in_blocks_of_two() -> None:
     assert len({tuple(row) for row in mask.tolist()}) == 16, "every image has a mask of its own"
 
 
-@given(
-    cells=st.integers(1, 9), cell=st.integers(1, 4), percent=st.integers(0, 100), seed=seeds
-)
+@given(cells=st.integers(1, 9), cell=st.integers(1, 4), percent=st.integers(0, 100), seed=seeds)
 def test_the_share_of_hidden_cells_is_rounded_up(
     cells: int, cell: int, percent: int, seed: int
 ) -> None:
@@ -69,9 +67,7 @@ def centers(seed: int, batch: int = 8, groups: int = 64) -> torch.Tensor:
 
 
 def test_19_to_25_of_64_groups_are_hidden() -> None:
-    mask = neighborhood_mask(
-        centers(0, batch=400), ratio_low=0.3, ratio_high=0.4, generator=rng()
-    )
+    mask = neighborhood_mask(centers(0, batch=400), ratio_low=0.3, ratio_high=0.4, generator=rng())
     assert set(mask.sum(dim=1).tolist()) == set(range(19, 26))
 
 

@@ -65,7 +65,9 @@ def test_more_samples_than_points_are_refused() -> None:
         farthest_point_sample(torch.zeros(1, 8, 3), 9)
 
 
-@pytest.mark.parametrize("function", [normalize_to_unit_sphere, lambda x: farthest_point_sample(x, 1)])
+@pytest.mark.parametrize(
+    "function", [normalize_to_unit_sphere, lambda x: farthest_point_sample(x, 1)]
+)
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 8), (1, 2, 4, 3)])
 def test_what_is_no_batch_of_clouds_is_refused(function: object, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected \(B, N, 3\); .* points\.transpose\(1, 2\)"):
@@ -141,12 +143,8 @@ def test_normalised_clouds_are_centred_and_reach_the_sphere(
     torch.testing.assert_close(result, normalize_to_unit_sphere(clouds(seed)), atol=1e-4, rtol=0)
 
 
-@given(
-    place=st.tuples(*[st.floats(-100, 100, width=32)] * 3), num_points=st.integers(1, 200)
-)
-def test_coincident_points_become_zeros(
-    place: tuple[float, float, float], num_points: int
-) -> None:
+@given(place=st.tuples(*[st.floats(-100, 100, width=32)] * 3), num_points=st.integers(1, 200))
+def test_coincident_points_become_zeros(place: tuple[float, float, float], num_points: int) -> None:
     points = torch.tensor(place).expand(1, num_points, 3)
     assert torch.equal(normalize_to_unit_sphere(points), torch.zeros(1, num_points, 3))
 

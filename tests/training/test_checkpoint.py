@@ -23,7 +23,8 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
     save_state(tmp_path, STATE)
     loaded = load_state(tmp_path)
     assert torch.equal(
-        loaded["task"]["student"]["weight"], STATE["task"]["student"]["weight"]  # type: ignore[index]
+        loaded["task"]["student"]["weight"],
+        STATE["task"]["student"]["weight"],  # type: ignore[index]
     )
     assert loaded["task"]["student"]["count"].dtype == torch.int64
     assert loaded["optimizer"]["param_groups"] == [{"lr": 0.5}]
@@ -51,7 +52,9 @@ def test_a_save_that_fails_leaves_the_old_state(tmp_path: Path) -> None:
 
 
 def test_a_missing_state_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"the checkpoint '{tmp_path}' lacks its state.pt; use an"):
+    with pytest.raises(
+        ConfigError, match=f"the checkpoint '{tmp_path}' lacks its state.pt; use an"
+    ):
         load_state(tmp_path)
 
 
@@ -88,10 +91,10 @@ def test_code_in_a_state_is_never_run(tmp_path: Path, form: str) -> None:
     if form == "torch":
         torch.save({"task": Hostile(mark)}, file)
     elif form == "pickle":
-        file.write_bytes(pickle.dumps({"task": Hostile(mark)}))
+        file.write_bytes(pickle.dumps({"task": Hostile(mark)}, protocol=2))
     else:
         with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("archive/data.pkl", pickle.dumps(Hostile(mark)))
+            archive.writestr("archive/data.pkl", pickle.dumps(Hostile(mark), protocol=2))
             archive.writestr("archive/version", "3")
     with pytest.raises(ConfigError, match="is damaged or cut short"):
         load_state(tmp_path)

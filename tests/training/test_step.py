@@ -102,7 +102,9 @@ def test_gradients_do_not_pile_up_over_steps() -> None:
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_gone_wrong_stops_before_anything_moves(factor: float) -> None:
     task = TwoTerms(factor)
-    with pytest.raises(NonFiniteLossError, match=r"^step 11: the loss is not finite \(line\); .*lr"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"^step 11: the loss is not finite \(line\); .*lr"
+    ):
         step(task)
     assert task.values == [2.0, 5.0]
     assert task.followed == []
