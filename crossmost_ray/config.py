@@ -256,6 +256,10 @@ class OptimConfig:
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65
     """Factor on the learning rate from one block of a tower to the block below it."""
 
+    point_lr_scale: Positive = 1.0
+    """Factor on the learning rate of the point tower: below 1 where it is the better tower, which
+    has less to learn from the joint labels than to lose."""
+
     clip_norm: Positive = 10.0
     """Gradients longer than this are shortened to it."""
 

@@ -17,6 +17,7 @@ def parameter_groups(
     layer_of: Callable[[str], tuple[int, int] | None],
     weight_decay: float,
     layer_decay: float,
+    scale_of: Callable[[str], float] = lambda name: 1.0,
 ) -> list[dict[str, object]]:
     """Sorts trainable parameters by learning rate and weight decay.
 
@@ -27,6 +28,7 @@ def parameter_groups(
         weight_decay: For matrices and larger; vectors and scalars have none, and the scale of
             the logits is a scalar: decay would pull the temperature.
         layer_decay: The factor from one layer to the layer below it; the last has 1.
+        scale_of: From a parameter's name to a further factor on its rate.
 
     Returns:
         Groups for an optimiser, each with `lr_scale`, in a stable order.
@@ -40,6 +42,7 @@ def parameter_groups(
             continue
         place = layer_of(name)
         lr_scale = 1.0 if place is None else layer_decay ** (place[1] - place[0])
+        lr_scale *= scale_of(name)
         decay = weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((lr_scale, decay), []).append(parameter)
     return [

@@ -117,8 +117,11 @@ def load_model(path: str | Path) -> ModelFolder:
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         # JSON has no tuples.
-        given = dict(config["spec"]).items()
-        spec = ModelSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in given})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in dict(config["spec"]).items()
+        }
+        spec = ModelSpec(**given)
         classes = config["classes"]
     except (ValueError, KeyError, TypeError) as broken:
         raise ConfigError(

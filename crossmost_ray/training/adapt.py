@@ -97,6 +97,9 @@ class AdaptTask:
             layer_of=layer_of,
             weight_decay=self.config.optim.weight_decay,
             layer_decay=self.config.optim.layer_decay,
+            scale_of=lambda name: (
+                self.config.optim.point_lr_scale if name.startswith("point.") else 1.0
+            ),
         )
 
     def augment(self, batch: RawBatch, generator: torch.Generator) -> PairBatch:

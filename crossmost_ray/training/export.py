@@ -48,7 +48,7 @@ def export_adapted(config: AdaptConfig, checkpoint: Path, folder: Path) -> dict[
             start.model,
             classes=classes,
             class_embed=torch.nn.functional.normalize(classifier.class_embed.detach(), dim=-1),
-            training=config_dict(config),
+            training=_recipe(config),
             card=_adapted_card(config, name, state["history"]),
         )
     return written
@@ -66,10 +66,15 @@ def export_pretrained(config: PretrainConfig, checkpoint: Path, folder: Path) ->
         folder,
         task.model,
         card=f"# {config.name}\n",
-        training=config_dict(config),
+        training=_recipe(config),
         dtype=torch.float16,
     )
     return folder
+
+
+def _recipe(config: AdaptConfig | PretrainConfig) -> dict[str, Any]:
+    """Spells out what made a model; where its files went is no part of that."""
+    return {key: value for key, value in config_dict(config).items() if key != "output"}
 
 
 def _tensors(state: Mapping[str, Any], name: str, checkpoint: Path) -> dict[str, Tensor]:

@@ -367,7 +367,8 @@ def test_weak_angles_have_their_deviation() -> None:
     result = weak_points(points, config, rng())
     # For small angles x goes to y by the angle about z; cut at three deviations it loses 1.3 %.
     assert result[:, 0, 1].std().item() == pytest.approx(0.06, rel=0.07)
-    assert result[:, 0, 1].abs().max() <= math.sin(0.18) + 0.04
+    # That y is sin(c) cos(b), and of 3000 angles some lie beyond three deviations.
+    assert 0.175 < result[:, 0, 1].abs().max() <= math.sin(0.18) + 1e-6
 
 
 @pytest.mark.parametrize(("up_axis", "up"), [("x", 0), ("y", 1), ("z", 2)])
@@ -405,12 +406,13 @@ def test_strong_clouds_move_by_a_share_of_their_extent() -> None:
     assert (shift[:, 0].abs() / extent[:, 0]).max() > 0.45
 
 
-def test_jitter_is_cut() -> None:
-    points = torch.zeros(4, 4000, 3)
+def test_jitter_has_its_deviation_and_is_cut() -> None:
+    # Of nine million draws some five lie beyond five deviations.
+    points = torch.zeros(1, 3_000_000, 3)
     config = PointAugmentConfig(scale_low=1, scale_high=1, turn=0, shift=0, dropout=0, jitter=0.01)
     noise = strong_points(points, config, rng())
-    assert noise.std().item() == pytest.approx(0.01, rel=0.03)
-    assert noise.abs().max() <= 0.05 + 1e-7
+    assert noise.std().item() == pytest.approx(0.01, rel=0.01)
+    assert noise.abs().max().item() == pytest.approx(0.05, rel=1e-5)
 
 
 def test_dropped_points_become_copies_of_the_first() -> None:
