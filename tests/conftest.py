@@ -8,6 +8,8 @@ from collections.abc import Iterator
 # Before anything imports Ray, which reads them once.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# A report waits for the controller's next look at the workers: every two seconds by default.
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 
 import pytest
 import torch

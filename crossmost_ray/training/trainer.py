@@ -177,13 +177,14 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
     check_cluster(config.cluster)
     check = check_shards(config.data.shards, config.data, view_size=size)
     for row in check.bad:
-        console.print(f"left out: {row}", highlight=False)
+        console.print(f"left out: {row}", highlight=False, soft_wrap=True)
     steps = steps_per_epoch(check, config.data, config.cluster.num_workers)
     folder = open_run(config, resume=resume)
     console.print(
         f"[bold]{config.name}[/]: {count_text(check, files)}, {config.optim.epochs} epochs of "
         f"{steps} steps on {config.cluster.num_workers} worker(s); {folder}",
         highlight=False,
+        soft_wrap=True,
     )
 
     cluster = config.cluster
@@ -249,7 +250,7 @@ def _shown(folder: Path, num_epochs: int) -> Iterator[None]:
             mark = (status["epoch"], int(status["step"] * 20 / status["num_steps"]))
             if mark != shown:
                 shown = mark
-                console.print(progress_line(status, num_epochs), highlight=False)
+                console.print(progress_line(status, num_epochs), highlight=False, soft_wrap=True)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -119,6 +119,22 @@ def test_layer_decay_tells_the_towers_from_the_rest(model: CrossModalModel) -> N
     assert scale[id(student.point.projection)] == 1.0
 
 
+def test_the_point_tower_has_a_rate_of_its_own(model: CrossModalModel) -> None:
+    scales = []
+    for factor in (1.0, 0.2):
+        task = task_of(model, optim={"point_lr_scale": factor})
+        scale = {
+            id(p): group["lr_scale"]
+            for group in task.parameter_groups()
+            for p in group["params"]  # type: ignore[attr-defined]
+        }
+        named = task.bare_student.named_parameters()
+        scales.append({name: scale[id(p)] for name, p in named if id(p) in scale})
+    for name, scale in scales[0].items():
+        factor = 0.2 if name.startswith("point.") else 1.0
+        assert scales[1][name] == pytest.approx(factor * scale), name
+
+
 def test_the_tokenizer_stands_still_and_the_rest_moves(model: CrossModalModel) -> None:
     task = task_of(model)
     student, teacher = task.bare_student, task.teacher.module

@@ -94,6 +94,7 @@ def test_teacher_and_student_are_exported_each_with_its_weights(
         stored = json.loads((folder / "config.json").read_text())
         assert stored["training"]["name"] == "test"
         assert stored["training"]["optim"]["lr"] == 2e-5
+        assert "output" not in stored["training"], "where its files went is no part of a model"
         card = (folder / "README.md").read_text()
         assert card.startswith(f"# test: {name}\n")
         assert "1.2346" in card
