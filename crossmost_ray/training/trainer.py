@@ -74,7 +74,8 @@ def connect() -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # RAY_AUTH_MODE stays as it is: left alone, Ray makes a token for a cluster of its own; told
+        # "token", it expects to find one, and its server dies on a fresh machine.
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
 
 
