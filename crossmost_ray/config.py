@@ -297,6 +297,9 @@ class EvaluationConfig:
     """Objects in a batch."""
 
     num_actors: Count = 1
+    threads_per_actor: Count = 1
+    """Threads that torch may use in one actor, on a CPU."""
+
     confident: Probability = 0.84
     """A fused confidence above this counts as confident in the open-set report."""
 

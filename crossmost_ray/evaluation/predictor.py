@@ -91,6 +91,7 @@ class Predictor:
         self.classes = list(classes)
         self.num_points = num_points
         self.config = config
+        torch.set_num_threads(config.threads_per_actor)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.models = {}
         for name, path in models.items():
