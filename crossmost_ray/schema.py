@@ -18,8 +18,9 @@ SHARD_SCHEMA = pa.schema(
     [
         # Stable across preparations: the source's own identifier, prefixed by the source's name.
         pa.field("object_id", pa.string(), nullable=False),
-        # Free text, as the source has it; pre-training reads it, adaptation never does.
-        pa.field("caption", pa.string()),
+        # Free text: the source's own name for it, then names from a taxonomy where the source has
+        # one, the most general last. Pre-training reads them, adaptation never does.
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
         # Class name, or null. Read by reports and by nothing else.
         pa.field("label", pa.string()),
         # x-y-z of (N, 3) surface points, area-weighted, normalised into the unit sphere; the
@@ -48,8 +49,8 @@ class RawBatch(NamedTuple):
     """(B, N, 3) float32, in the unit sphere, in random order."""
     object_id: Tensor
     """(B,) int64, a hash: equal for two pairs of one object."""
-    captions: tuple[str, ...]
-    """B captions; empty where the task does not read them."""
+    captions: tuple[tuple[str, ...], ...]
+    """The captions of each of the B objects; empty where the task does not read them."""
 
 
 class PairBatch(NamedTuple):

@@ -96,7 +96,7 @@ def write_shards(
         seed: Other objects for another one.
         num_files: Shards `part-00000.parquet` and so on, of objects in order.
         labels: False leaves the labels null.
-        captions: False leaves the captions null.
+        captions: False leaves the captions out.
         corrupt: What is wrong with which object.
 
     Returns:
@@ -124,7 +124,7 @@ def write_shards(
         rows.append(
             {
                 "object_id": f"synthetic/{seed}-{place}",
-                "caption": classes[shape] if captions else None,
+                "captions": [classes[shape]] if captions else [],
                 "label": classes[shape] if labels else None,
                 "points": list(points),
                 "colors": [COLORS[shape]] * len(points),
@@ -164,7 +164,7 @@ def raw_batch(
         images=torch.from_numpy(np.stack(images)),
         points=torch.from_numpy(np.stack(points)),
         object_id=torch.arange(num_objects) + 1000 * seed,
-        captions=tuple(CLASSES[k % 4] for k in range(num_objects)) if captions else (),
+        captions=tuple((CLASSES[k % 4],) for k in range(num_objects)) if captions else (),
     )
 
 

@@ -124,23 +124,29 @@ def class_names(classes: Sequence[str] | None, shards: str) -> list[str]:
     return list(named)
 
 
-def check_file(file: Path, *, num_points: int, num_views: int, view_size: int) -> ShardCheck:
+def check_file(
+    file: Path, columns: Sequence[str], *, num_points: int, num_views: int, view_size: int
+) -> ShardCheck:
     """Reads one shard whole and looks at each row as training would.
 
     Args:
         file: Parquet file.
+        columns: What training reads of it.
         num_points: Least number of points of a cloud.
         num_views: Least number of views.
         view_size: Side that views are decoded to.
     """
     bad = []
-    table = pq.read_table(file, columns=["object_id", "points", "views"])
+    table = pq.read_table(file, columns=list(columns))
     ids = table["object_id"].to_pylist()
     for row, points in enumerate(decode_points(table["points"])):
         problem = _problem_of_points(points, num_points)
         if problem is None:
             views = table["views"][row].as_py() or []
             problem = _problem_of_views(views, num_views, view_size)
+        if problem is None and "captions" in columns:
+            captions = table["captions"][row].as_py() or []
+            problem = None if captions and all(captions) else "no caption, or an empty one"
         if problem is not None:
             bad.append(BadRow(file.name, row, str(ids[row]), problem))
     return ShardCheck(num_objects=table.num_rows, bad=tuple(bad))

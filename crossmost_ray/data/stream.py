@@ -29,7 +29,9 @@ def _check_task(look: Callable[[Path], ShardCheck], file: Path) -> ShardCheck:
     return look(file)
 
 
-def check_shards(shards: str, config: DataConfig, *, view_size: int) -> ShardCheck:
+def check_shards(
+    shards: str, config: DataConfig, *, view_size: int, columns: Sequence[str] = TRAIN_COLUMNS
+) -> ShardCheck:
     """Reads every shard once, each in a task of its own.
 
     Returns:
@@ -39,9 +41,10 @@ def check_shards(shards: str, config: DataConfig, *, view_size: int) -> ShardChe
         ConfigError: If the folder can't be read, if no row can be used, or if a row can't and
             `data.bad_rows` is "refuse".
     """
-    files = list_shards(shards, TRAIN_COLUMNS)
+    files = list_shards(shards, columns)
     look = functools.partial(
         check_file,
+        columns=tuple(columns),
         num_points=config.num_points,
         num_views=config.num_views,
         view_size=view_size,
@@ -104,6 +107,31 @@ def pair_rows(
     return pairs.append_column("views", pa.ListArray.from_arrays(pa.array(starts), views))
 
 
+def read_rows(
+    files: Sequence[Path], columns: Sequence[str], *, include_paths: bool = False
+) -> ray.data.Dataset:
+    """Reads shards lazily, in the order of the files.
+
+    Args:
+        files: What `list_shards` found.
+        columns: What to read; nothing else leaves the disk.
+        include_paths: Whether each row tells its file, in a column `path`.
+
+    Returns:
+        A Ray Dataset.
+    """
+    context = ray.data.DataContext.get_current()
+    # The newer reader starts a crowd of actors for each pass over the data, which costs a small
+    # machine half a minute every epoch, and it packs small shards into one block.
+    context.use_datasource_v2 = False
+    context.enable_progress_bars = False
+    # One seed, one result: blocks must not arrive in the order they happen to finish.
+    context.execution_options.preserve_order = True
+    return ray.data.read_parquet(
+        [str(file) for file in files], columns=list(columns), include_paths=include_paths
+    )
+
+
 def stream_pairs(
     shards: str,
     config: DataConfig,
@@ -124,15 +152,7 @@ def stream_pairs(
     Raises:
         ConfigError: If the folder can't be read.
     """
-    context = ray.data.DataContext.get_current()
-    # The newer reader starts a crowd of actors for each pass over the data, which costs a small
-    # machine half a minute every epoch, and it packs small shards into one block.
-    context.use_datasource_v2 = False
-    context.enable_progress_bars = False
-    # One seed, one result: blocks must not arrive in the order they happen to finish.
-    context.execution_options.preserve_order = True
-    files = list_shards(shards, columns)
-    rows = ray.data.read_parquet([str(file) for file in files], columns=list(columns))
+    rows = read_rows(list_shards(shards, columns), columns)
     return rows.map_batches(
         pair_rows,  # type: ignore[arg-type]
         batch_format="pyarrow",
@@ -167,12 +187,12 @@ class RawCollate(ArrowBatchCollateFn):
             np.stack([decode_view(view, self.view_size) for view in views.as_py()])
             for views in table["views"]
         ]
-        captions = table["caption"].to_pylist() if "caption" in table.column_names else ()
+        captions = table["captions"].to_pylist() if "captions" in table.column_names else ()
         return RawBatch(
             images=torch.from_numpy(np.stack(images)),
             points=torch.from_numpy(np.stack([cloud[:shortest] for cloud in clouds])),
             object_id=torch.tensor([hash_id(name) for name in table["object_id"].to_pylist()]),
-            captions=tuple(str(caption or "") for caption in captions),
+            captions=tuple(tuple(texts) for texts in captions),
         )
 
 

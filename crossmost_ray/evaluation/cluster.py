@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
 from crossmost_ray.config import ConfigError, DataConfig, EvaluationConfig
 from crossmost_ray.data.shards import list_shards
+from crossmost_ray.data.stream import read_rows
 from crossmost_ray.evaluation.predictor import Predictor
 from crossmost_ray.training.trainer import connect
 
@@ -57,11 +57,7 @@ def predict(
             f"evaluation.num_actors {config.num_actors} takes {config.num_actors} of the cluster's "
             f"{cpus:g} CPUs, and 1 must be left to read the shards"
         )
-    context = ray.data.DataContext.get_current()
-    context.use_datasource_v2 = False
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    rows = ray.data.read_parquet(list(files), columns=list(EVALUATION_COLUMNS), include_paths=True)
+    rows = read_rows([Path(file) for file in files], EVALUATION_COLUMNS, include_paths=True)
     blocks = rows.map_batches(
         Predictor,
         fn_constructor_kwargs={
@@ -89,8 +85,3 @@ def write_predictions(table: pa.Table, path: Path) -> None:
     fresh = path.with_name(f".{path.name}")
     pq.write_table(table, fresh)
     os.replace(fresh, path)
-
-
-def select(table: pa.Table, *, split: str, model: str) -> pa.Table:
-    """Takes one model's predictions on one split."""
-    return table.filter((pc.field("split") == split) & (pc.field("model") == model))

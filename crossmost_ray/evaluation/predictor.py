@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossmost_ray.config import EvaluationConfig
 from crossmost_ray.data.augment import normalize_images, resize_images, to_float
-from crossmost_ray.data.decode import decode_points, decode_view
+from crossmost_ray.data.decode import decode_points, decode_view, view_size
 from crossmost_ray.data.stream import ring_views
 from crossmost_ray.models.classifier import CrossModalClassifier, ModelSpec
 from crossmost_ray.models.pretrained import load_model
@@ -108,7 +108,7 @@ class Predictor:
         for opinion in OPINIONS:
             columns |= {f"ranked_{opinion}": [], f"confidence_{opinion}": []}
         for name, (classifier, spec) in self.models.items():
-            size = classifier.image.image_size * 3 // 2
+            size = view_size(classifier.image.image_size)
             images = np.stack([self._views(views.as_py(), size) for views in table["views"]])
             image_logits, point_logits = predict_logits(
                 classifier,

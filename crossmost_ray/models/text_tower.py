@@ -3,7 +3,8 @@ model can still be asked for new classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmost_ray.config import check_classes
+
+
+@functools.cache
+def build_tokenizer(name: str) -> Callable[..., Tensor]:
+    """Builds the tokenizer of the image-text model called `name`, once: it reads a vocabulary."""
+    import open_clip
+
+    known = open_clip.get_model_config(name) is not None
+    tokenizer: Callable[..., Tensor] = (
+        open_clip.get_tokenizer(name) if known else open_clip.SimpleTokenizer()
+    )
+    return tokenizer
 
 
 class TextTower(nn.Module):
@@ -32,11 +45,9 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Turns texts into (len(texts), context) int64; a text too long ends with its end token."""
-        import open_clip
-
-        known = open_clip.get_model_config(self.name) is not None
-        tokenizer = open_clip.get_tokenizer(self.name) if known else open_clip.SimpleTokenizer()
-        tokens: Tensor = tokenizer(list(texts), context_length=self.clip.context_length)
+        tokens: Tensor = build_tokenizer(self.name)(
+            list(texts), context_length=self.clip.context_length
+        )
         return tokens
 
     def forward(self, tokens: Tensor) -> Tensor:

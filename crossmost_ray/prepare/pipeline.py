@@ -145,7 +145,10 @@ def sort_out(
         if row is None:
             rejects.append({"object_id": item.object_id, "caption": item.caption, "reason": reason})
         else:
-            rows.append({**row, "label": labels[item.object_id]})
+            label = labels[item.object_id]
+            # Captions teach, and only source objects may: a target object's class is not among its.
+            taxonomy = [label] if label is not None and domain[item.source] == "source" else []
+            rows.append({**row, "label": label, "captions": [item.caption, *taxonomy]})
     return rows, rejects
 
 

@@ -21,8 +21,8 @@ def build_row(item: Object, config: PrepareConfig) -> Row:
     """Loads, samples and renders one object.
 
     Returns:
-        `row`, with the columns of `SHARD_SCHEMA` but the label, or None; `reason` why it is
-        None; and `mesh_sha256`, which two objects share if their surfaces are the same.
+        `row`, with the columns of `SHARD_SCHEMA` but label and captions, or None; `reason` why it
+        is None; and `mesh_sha256`, which two objects share if their surfaces are the same.
     """
     try:
         mesh = SOURCES[item.kind].load_mesh(item)
@@ -33,7 +33,6 @@ def build_row(item: Object, config: PrepareConfig) -> Row:
         return {"object_id": item.object_id, "row": None, "reason": str(unusable)}
     row = {
         "object_id": item.object_id,
-        "caption": item.caption,
         "points": points.astype(np.float16),
         "colors": colors,
         "views": [encode_view(view, config.render.quality) for view in views],

@@ -124,7 +124,7 @@ def write_attribution(
             authors: dict[str, list[str]] = {}
             for row in here:
                 if row["license"] == license_name:
-                    item = f"{row['caption']} (`{row['object_id']}`)"
+                    item = f"{row['captions'][0]} (`{row['object_id']}`)"
                     authors.setdefault(row["author"], []).append(item)
             for author in sorted(authors, key=str.casefold):
                 lines.append(f"- **{author}**: {', '.join(sorted(authors[author]))}")

@@ -37,8 +37,3 @@ def build_task(
     start = load_model(config.model)
     classifier = start.classifier(classes, config.data.templates).to(device)
     return AdaptTask(classifier, start.model.spec, config, wrap)
-
-
-def view_size(image_size: int) -> int:
-    """Gives the side that views are decoded to: half as large again, so that crops stay sharp."""
-    return image_size * 3 // 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,11 @@ from crossmost_ray.optim import parameter_groups
 from crossmost_ray.schema import RawBatch
 
 PAIRS = (("point", "text"), ("point", "image"), ("image", "text"))
+
+
+def _pick(choices: Sequence[str], draw: float) -> str:
+    """Turns a number from [0, 1) into one of the choices."""
+    return choices[int(draw * len(choices))]
 
 
 class TriModalStudent(nn.Module):
@@ -106,10 +111,10 @@ class PretrainTask:
             to_float(batch.images[:, 0]), model.image.image_size, config.image_augment, generator
         )
         points = sample_points(batch.points, config.data.num_points, generator)
-        picks = torch.rand(B, generator=generator, device=device) * len(config.data.templates)
+        draws = torch.rand(B, 2, generator=generator, device=device).tolist()
         prompts = [
-            config.data.templates[int(pick)].replace("{}", caption)
-            for pick, caption in zip(picks.tolist(), batch.captions, strict=True)
+            _pick(config.data.templates, first).replace("{}", _pick(captions, second))
+            for (first, second), captions in zip(draws, batch.captions, strict=True)
         ]
         self.student.train()
         out = self.student(
@@ -125,8 +130,9 @@ class PretrainTask:
             ),
             generator,
         )
-        # Two objects of one caption are no negatives of each other's text.
-        same_text = torch.tensor([hash_id(caption) for caption in batch.captions], device=device)
+        # Objects that share their most general caption are no negatives of each other's text.
+        kinds = [hash_id(captions[-1].lower()) for captions in batch.captions]
+        same_text = torch.tensor(kinds, device=device)
         everyone = {name: gather_from_workers(out[name]) for name in ("image", "point", "text")}
         groups = {
             "text": (same_text, gather_from_workers(same_text)),

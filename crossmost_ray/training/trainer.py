@@ -26,6 +26,7 @@ from crossmost_ray.config import (
     config_dict,
     resolve_path,
 )
+from crossmost_ray.data.decode import view_size
 from crossmost_ray.data.shards import class_names, list_shards
 from crossmost_ray.data.stream import (
     TRAIN_COLUMNS,
@@ -36,7 +37,6 @@ from crossmost_ray.data.stream import (
 )
 from crossmost_ray.models.clip import clip_image_size
 from crossmost_ray.models.pretrained import load_model
-from crossmost_ray.training.build import view_size
 from crossmost_ray.training.worker import (
     PROGRESS_NAME,
     WorkerPlan,
@@ -172,11 +172,11 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
         size = view_size(load_model(config.model).model.image.image_size)
     else:
         size = view_size(clip_image_size(config.model.clip))
-        columns = (*TRAIN_COLUMNS, "caption")
+        columns = (*TRAIN_COLUMNS, "captions")
     files = list_shards(config.data.shards, columns)
     connect()
     check_cluster(config.cluster)
-    check = check_shards(config.data.shards, config.data, view_size=size)
+    check = check_shards(config.data.shards, config.data, view_size=size, columns=columns)
     for row in check.bad:
         console.print(f"left out: {row}", highlight=False, soft_wrap=True)
     steps = steps_per_epoch(check, config.data, config.cluster.num_workers)

@@ -83,8 +83,8 @@ def test_collating_decodes_and_reads_a_caption_only_where_it_was_asked_for(tmp_p
     ids = batch.object_id.tolist()
     assert ids[0::2] == ids[1::2]
     assert len(set(ids)) == 4
-    captioned = RawCollate(96)(table.select([*columns, "caption"]))
-    assert captioned.captions == ("ball", "box", "cone", "pillar")
+    captioned = RawCollate(96)(table.select([*columns, "captions"]))
+    assert captioned.captions == (("ball",), ("box",), ("cone",), ("pillar",))
 
 
 def config(batch_size: int, num_views: int = 12) -> DataConfig:

@@ -119,8 +119,8 @@ def test_replacing_every_label_changes_no_bit_of_the_weights(
         table = pq.read_table(path)
         place, field = table.schema.get_field_index("label"), table.schema.field("label")
         table = table.set_column(place, field, [["ball"] * table.num_rows])
-        place, field = table.schema.get_field_index("caption"), table.schema.field("caption")
-        table = table.set_column(place, field, [["a lie"] * table.num_rows])
+        place, field = table.schema.get_field_index("captions"), table.schema.field("captions")
+        table = table.set_column(place, field, [[["a lie"]] * table.num_rows])
         pq.write_table(table, path)
 
     assert_same(honest, weights(train(adapt_config(inputs, name="lied-to", data=data))))

@@ -19,6 +19,7 @@ from crossmost_ray.models.classifier import (
     clamp_logit_scale,
 )
 from crossmost_ray.models.clip import build_clip, clip_image_size
+from crossmost_ray.models.text_tower import build_tokenizer
 
 CLASSES = ["chair", "night_stand", "sofa"]
 TEMPLATES = ["a 3D model of a {}.", "a {} on the floor."]
@@ -351,3 +352,8 @@ def test_the_scale_is_kept_at_100_or_below(factor: float, left: float) -> None:
     clamp_logit_scale(scale)
     assert scale.exp().item() == pytest.approx(left, rel=1e-5)
     assert scale.requires_grad
+
+
+def test_a_vocabulary_is_read_once() -> None:
+    # It takes a quarter of a second; read in every step, it doubled the time of pre-training.
+    assert build_tokenizer("vit_small_64") is build_tokenizer("vit_small_64")

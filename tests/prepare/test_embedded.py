@@ -129,6 +129,16 @@ def test_the_halves_hold_labelled_objects_and_the_rest_none(
             assert (None in labels) == (name == "source")
 
 
+def test_only_source_objects_have_their_class_among_the_captions(
+    facts: dict[str, list[dict[str, Any]]],
+) -> None:
+    for name, rows in facts.items():
+        for row in rows:
+            taxonomy = [row["label"]] if name == "source" and row["label"] else []
+            assert row["captions"][1:] == taxonomy, row["object_id"]
+            assert row["captions"][0], row["object_id"]
+
+
 def test_fourteen_classes_have_five_objects_on_both_sides(
     facts: dict[str, list[dict[str, Any]]], manifests: dict[str, dict[str, Any]]
 ) -> None:

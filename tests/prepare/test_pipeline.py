@@ -176,7 +176,8 @@ def test_an_object_whose_task_died_is_reported(config: PrepareConfig) -> None:
     rows, rejects = sort_out(
         objects, built, {"s/chair": "chair", "s/lamp": None}, config.catalogues
     )
-    assert rows == [{"object_id": "s/chair", "label": "chair"}]
+    # A source object's class teaches as a second caption.
+    assert rows == [{"object_id": "s/chair", "label": "chair", "captions": ["Chair", "chair"]}]
     assert rejects == [
         {
             "object_id": "s/lamp",

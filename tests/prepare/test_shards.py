@@ -23,7 +23,7 @@ def row(identifier: str, **more: Any) -> dict[str, Any]:
     rng = np.random.default_rng(len(identifier))
     return {
         "object_id": f"tiny/{identifier}",
-        "caption": "Chair",
+        "captions": ["Chair"],
         "label": "chair",
         "points": rng.random((16, 3)).astype(np.float16),
         "colors": rng.integers(0, 256, (16, 3), np.uint8),
@@ -78,7 +78,7 @@ def test_a_shard_is_closed_at_its_size(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_dataset(tmp_path: Path) -> None:
     write_dataset([row("a")], tmp_path / "d", 1000, {})
     with pytest.raises(TypeError):
-        write_dataset([row("b", caption=7, views=5)], tmp_path / "d", 1000, {})
+        write_dataset([row("b", captions=7, views=5)], tmp_path / "d", 1000, {})
     assert [item["object_id"] for item in read(tmp_path / "d")] == ["tiny/a"]
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
@@ -97,7 +97,7 @@ def test_halves_are_fixed_for_ever() -> None:
 
 
 def test_the_attribution_names_title_author_and_licence(tmp_path: Path) -> None:
-    rows = [row("a", author="Zoe"), row("b"), row("c", caption="Table")]
+    rows = [row("a", author="Zoe"), row("b"), row("c", captions=["Table"])]
     write_attribution(rows, {"tiny": "Tiny things"}, {"CC0": "https://example.org/cc0"}, tmp_path)
     text = (tmp_path / "ATTRIBUTION.md").read_text(encoding="utf-8")
     assert "## Tiny things: CC0\n\n<https://example.org/cc0>\n" in text

@@ -168,7 +168,7 @@ def test_captions_and_ids_change_no_label(model: CrossModalModel) -> None:
     task = task_of(model, mode="baseline")
     batch = raw_batch(4)
     seen = []
-    for captions in ((), ("box",) * 4, batch.captions):
+    for captions in ((), (("box",),) * 4, batch.captions):
         torch.manual_seed(0)
         seen.append(task.losses(batch._replace(captions=captions), rng()))
     for name, term in seen[0].items():

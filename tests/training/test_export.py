@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from crossmost_ray.config import AdaptConfig, ConfigError
+from crossmost_ray.data.decode import view_size
 from crossmost_ray.models.classifier import CrossModalModel
 from crossmost_ray.models.pretrained import load_model, save_model
 from crossmost_ray.training.adapt import AdaptTask
-from crossmost_ray.training.build import build_task, view_size
+from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import load_state, save_state
 from crossmost_ray.training.export import export_adapted, export_pretrained
 from crossmost_ray.training.pretrain import PretrainTask

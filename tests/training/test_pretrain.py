@@ -53,7 +53,7 @@ def test_objects_of_one_caption_are_no_negatives_of_its_text(model: CrossModalMo
     task = PretrainTask(copy.deepcopy(model), pretrain_config())
     batch = raw_batch(4, num_views=1)
     apart = losses_of(task, batch)
-    same = losses_of(task, batch._replace(captions=("box",) * 4))
+    same = losses_of(task, batch._replace(captions=(("box",),) * 4))
     for name in ("point_text", "image_text"):
         assert apart[name].item() > 0.5
         assert same[name].item() == pytest.approx(0.0, abs=1e-6)
@@ -79,10 +79,11 @@ def test_captions_are_put_into_the_templates(
     monkeypatch.setattr(
         task.model.text, "tokenize", lambda texts: prompts.extend(texts) or tokenize(texts)
     )
-    captions = ("a {} b", "red chair", "", "x") * 3
+    captions = (("a {} b",), ("red chair", "chair"), ("x",), ("y", "z")) * 3
     losses_of(task, raw_batch(12, num_views=1)._replace(captions=captions))
-    allowed = [{t.replace("{}", caption, 1) for t in templates} for caption in captions]
+    allowed = [{t.replace("{}", text, 1) for t in templates for text in of} for of in captions]
     assert all(prompt in options for prompt, options in zip(prompts, allowed, strict=True))
+    assert len({prompt for prompt in prompts if "chair" in prompt}) > 1, "both captions are drawn"
     assert len({prompt.startswith("one") for prompt in prompts}) == 2, "both templates are drawn"
 
 
