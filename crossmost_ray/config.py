@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid")
@@ -25,6 +26,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 
 Mode = Literal["crossmost", "baseline", "image_only", "points_only"]
 Tower = Literal["image", "point"]
+PseudoLabelRule = Literal[
+    "confidence", "coin", "agreement", "separate", "image_to_points", "points_to_image"
+]
 TOWERS: tuple[Tower, ...] = ("image", "point")
 
 ASSETS = "assets:"
@@ -46,6 +50,45 @@ def resolve_path(path: str) -> Path:
     return Path(os.path.expanduser(path)).absolute()
 
 
+def read_list(kind: Literal["classes", "templates"], value: Any) -> Any:
+    """Reads a list that a config gives by name or by file; anything else passes as it is.
+
+    The config then holds the list and not its name, and so does the `config.yaml` beside a run: it
+    says what was used, even after the file, or the package's list of that name, has changed.
+
+    Args:
+        kind: Which of the package's collections a name is looked up in.
+        value: A name in that collection, or the path of a file: YAML that holds a list, or text of
+            one entry a line, where blank lines and those that begin with # don't count.
+
+    Raises:
+        ValueError: If neither a list nor a file is called so, or the file holds no list.
+    """
+    if not isinstance(value, str):
+        return value
+    known = yaml.safe_load(resolve_path(f"{ASSETS}text/{kind}.yaml").read_text(encoding="utf-8"))
+    if value in known:
+        return known[value]
+    try:
+        text = resolve_path(value).read_text(encoding="utf-8")
+        if not value.endswith((".yaml", ".yml")):
+            lines = (line.strip() for line in text.splitlines())
+            return [line for line in lines if line and not line.startswith("#")]
+        listed = yaml.safe_load(text)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(value, known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"there is no list and no file '{value}'{hint} "
+            f"(the lists are {', '.join(known)}; one of your own goes into brackets)"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as broken:
+        raise ValueError(f"'{value}' can't be read as a list: {broken}") from None
+    if not isinstance(listed, list):
+        raise ValueError(f"'{value}' must hold a list, such as [chair, table]")
+    return listed
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """Where the shards lie and how they are cut into batches."""
@@ -59,11 +102,15 @@ class DataConfig:
     open_set_shards: str | None = None
     """Objects of none of the classes: the report says how many the model is confident about."""
 
-    classes: list[str] | None = None
-    """Class names to tell apart. None takes the list in the shards' manifest."""
+    classes: Annotated[list[str] | None, BeforeValidator(partial(read_list, "classes"))] = None
+    """Class names to tell apart, or the name of a list such as modelnet40, or a file of one name a
+    line. None takes the list in the shards' manifest."""
 
-    templates: list[str] = dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
-    """Prompts; `{}` stands for the class name. Their embeddings are averaged."""
+    templates: Annotated[list[str], BeforeValidator(partial(read_list, "templates"))] = (
+        dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
+    )
+    """Prompts, or the name of a set such as modelnet40_64, or a file of one prompt a line; `{}`
+    stands for the class name. Their embeddings are averaged."""
 
     batch_size: Count = 32
     """Pairs in a step over all workers together."""
@@ -188,7 +235,13 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PseudoLabelConfig:
-    """How the teacher's two opinions become one target per object."""
+    """How the teacher's two opinions become targets for the student."""
+
+    rule: PseudoLabelRule | None = None
+    """confidence: the surer tower's class, for both. coin: the class of a tower drawn by a coin.
+    agreement: only where both towers name one class. separate: each tower its own.
+    image_to_points, points_to_image: separate, but one tower is taught by the other's labels.
+    None takes confidence in mode crossmost, and separate in the others."""
 
     threshold: Probability = 0.84
     """Least confidence of a joint label for an object to count (mode crossmost)."""
@@ -196,6 +249,9 @@ class PseudoLabelConfig:
     threshold_image: Probability = 0.80
     threshold_point: Probability = 0.82
     """The same for each tower's own labels (modes baseline, image_only, points_only)."""
+
+    threshold_agreement: Probability = 0.2
+    """Least confidence of the less sure tower where both agree (rule agreement)."""
 
     point_weight: Positive = 0.9
     """Factor on the point tower's confidence before the towers are compared.
@@ -225,7 +281,97 @@ class LossWeights:
     global_local_image: NonNegative = 0.2
     global_local_point: NonNegative = 0.2
     alignment: NonNegative = 1.0
-    """Image-point contrast; mode crossmost only."""
+    """Image-point contrast, both directions added; mode crossmost only."""
+
+    entropy_image: NonNegative = 0.0
+    entropy_point: NonNegative = 0.0
+    """The student's own uncertainty: above 0, it is taught to decide. Not among the published
+    terms, whose form has no gradient."""
+
+    agreement: NonNegative = 0.0
+    """How far the student's two towers disagree, as a divergence with a gradient."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CompatConfig:
+    """Where the published research code departs from the method. The first choice of each switch
+    is its default, and corrected; the other reproduces that code. `compat: reference` in a config
+    takes the old behaviour everywhere."""
+
+    mim_norm: Literal["channels", "tokens197"] = "channels"
+    """Masked image modelling: mean over channels, or their sum over the number of tokens."""
+
+    mpm_target: Literal["tokens_detached", "mask_token", "chamfer"] = "tokens_detached"
+    """What masked point modelling predicts: the hidden groups' tokens, the mask token itself
+    (which says nothing of the cloud), or the hidden groups' points."""
+
+    mpm_norm: Literal["mean", "upstream"] = "mean"
+    """Masked point modelling: mean over hidden elements, or the channels' sum over the batch."""
+
+    tie: Literal["image", "point", "sum"] = "image"
+    """Whose class a joint label takes where both towers are equally sure; sum adds the indices."""
+
+    align_temperature: Literal["learned", "none"] = "learned"
+    """Whether the image-point contrast multiplies its cosines by the learned scale."""
+
+    align_negatives: Literal["global", "local"] = "global"
+    """Negatives of the contrast: of all workers (and never of the same object), or of the own."""
+
+    frozen_encoder_bn: Literal["eval", "train"] = "eval"
+    """Whether the frozen small PointNet normalises by its statistics, or by the strong batch's."""
+
+    clamp_logit_scale: bool = True
+    """Whether the scale of the logits is held at 100 or below."""
+
+    class_embed: Literal["unit", "free"] = "unit"
+    """Whether class embeddings are brought to unit length in every forward pass."""
+
+    decay_on: Literal["matrices", "all_but_vectors"] = "matrices"
+    """What weight decay acts on; all_but_vectors takes the scale and the mask tokens, too."""
+
+    classname_underscores: Literal["space", "raw"] = "space"
+    """How `night_stand` goes into a prompt."""
+
+    point_layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | Literal["none"] = "none"
+    """Factor on the learning rate from one block of the point tower to the block below it."""
+
+    warmup: Literal["from_first_step", "from_zero"] = "from_first_step"
+    """Whether the first step already moves, or has a learning rate of 0."""
+
+    strong_upsample: Literal["auto", "always"] = "auto"
+    """Whether a strong cloud of fewer than 8,192 points is filled up by averages of neighbours."""
+
+    fps_start: Literal["zero", "random"] = "zero"
+    """Where PointBERT's farthest point sampling begins; the other backbones always begin at the
+    first point."""
+
+    ema_restore: bool = True
+    """Whether a resumed run takes its teacher back, or starts it over from the zero-shot model."""
+
+
+REFERENCE_COMPAT: dict[str, Any] = {
+    "mim_norm": "tokens197",
+    "mpm_target": "mask_token",
+    "mpm_norm": "upstream",
+    "tie": "sum",
+    "align_temperature": "none",
+    "align_negatives": "local",
+    "frozen_encoder_bn": "train",
+    "clamp_logit_scale": False,
+    "class_embed": "free",
+    "decay_on": "all_but_vectors",
+    "classname_underscores": "raw",
+    "point_layer_decay": "none",
+    "warmup": "from_zero",
+    "strong_upsample": "always",
+    "fps_start": "random",
+    "ema_restore": False,
+}
+"""What `compat: reference` stands for."""
+
+
+def _compat(value: Any) -> Any:
+    return REFERENCE_COMPAT if value == "reference" else value
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -328,9 +474,39 @@ class AdaptConfig:
     mask: MaskConfig = MaskConfig()
     pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
     weights: LossWeights = LossWeights()
+    compat: Annotated[CompatConfig, BeforeValidator(_compat)] = CompatConfig()
     ema: EmaConfig = EmaConfig()
     optim: OptimConfig = OptimConfig()
     cluster: ClusterConfig = ClusterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluateConfig:
+    """One measurement of model folders on labelled shards; nothing is trained."""
+
+    name: Name
+    """Name of the measurement, and of its folder below `output`."""
+
+    models: Annotated[dict[str, str], Field(min_length=1)]
+    """Model folders by the name that the report gives them."""
+
+    splits: Annotated[dict[str, str], Field(min_length=1)]
+    """Folders of shards by the name that the report gives them."""
+
+    classes: Annotated[list[str] | None, BeforeValidator(partial(read_list, "classes"))] = None
+    """As `data.classes`; None takes the manifest's of the first split."""
+
+    templates: Annotated[list[str], BeforeValidator(partial(read_list, "templates"))] = (
+        dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
+    )
+    """As `data.templates`."""
+
+    num_points: Count = 1024
+    """As `data.num_points`."""
+
+    output: str = "runs"
+    use_gpu: bool = False
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -356,6 +532,13 @@ class ModelConfig:
 
     point_backbone: str = "pointbert_small"
 
+    start: str | None = None
+    """Model folder whose image and text towers and scale are taken, in place of `clip`; its point
+    tower, too, if it has the same backbone and `fresh_point` is false."""
+
+    fresh_point: bool = True
+    """Whether the point tower starts from nothing."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PretrainConfig:
@@ -363,6 +546,13 @@ class PretrainConfig:
 
     name: Name
     model: ModelConfig = ModelConfig()
+    freeze: list[Literal["image", "text"]] = dataclasses.field(default_factory=list)
+    """Towers that stay as they are: both, where the point tower learns the space of a given CLIP.
+    Terms that nothing trainable could lower are left out."""
+
+    freeze_scale: bool = False
+    """Whether the scale of the cosines stays as it is."""
+
     seed: Natural = 0
     output: str = "runs"
     keep_checkpoints: Count = 1
@@ -378,6 +568,13 @@ class PretrainConfig:
     by them."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        if self.freeze and self.model.start is None:
+            raise ValueError(
+                f"freeze names {', '.join(self.freeze)}, but model.start names no folder to take "
+                "trained towers from: frozen fresh weights would teach nothing"
+            )
 
 
 ConfigT = TypeVar("ConfigT")

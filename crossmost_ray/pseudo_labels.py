@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from crossmost_ray.config import PseudoLabelConfig
+from crossmost_ray.config import PseudoLabelConfig, Tower
 from crossmost_ray.schema import PseudoLabels
+
+Tie = Literal["image", "point", "sum"]
 
 
 @torch.no_grad()
 def joint_pseudo_labels(
-    image_logits: Tensor, point_logits: Tensor, config: PseudoLabelConfig
+    image_logits: Tensor,
+    point_logits: Tensor,
+    config: PseudoLabelConfig,
+    *,
+    tie: Tie = "image",
 ) -> PseudoLabels:
     """Takes, object by object, the class of whichever tower is the surer.
 
@@ -19,6 +27,8 @@ def joint_pseudo_labels(
         image_logits: (B, C) of the teacher's image tower on the weak views.
         point_logits: (B, C) of the teacher's point tower on the weak clouds.
         config: Threshold, and the factor on the point tower's confidence.
+        tie: Whose class counts where both are equally sure. "sum" is the reference's mistake,
+            which adds the two class indices: the result may be no class at all.
 
     Source:
         CrossMoST (Dharmasiri et al., 2024), joint pseudo-labels.
@@ -27,14 +37,65 @@ def joint_pseudo_labels(
     point_conf, point_class = point_logits.softmax(dim=-1).max(dim=-1)
     point_conf = point_conf * config.point_weight
 
-    # A tie goes to the image tower; it has to go to one of them. Masking and adding, as in
+    # A tie goes to one of them. Masking and adding, as in
     # `a * (best == a_conf) + b * (best == b_conf)`, sums two class indices on a tie.
-    point_wins = point_conf > image_conf
-    confidence = torch.where(point_wins, point_conf, image_conf)
+    point_wins = point_conf >= image_conf if tie == "point" else point_conf > image_conf
+    target = torch.where(point_wins, point_class, image_class)
+    if tie == "sum":
+        target = torch.where(point_conf == image_conf, image_class + point_class, target)
+    confidence = torch.maximum(point_conf, image_conf)
     return PseudoLabels(
-        target=torch.where(point_wins, point_class, image_class),
+        target=target, confidence=confidence, selected=confidence > config.threshold
+    )
+
+
+@torch.no_grad()
+def coin_pseudo_labels(
+    image_logits: Tensor, point_logits: Tensor, point_drawn: Tensor, config: PseudoLabelConfig
+) -> PseudoLabels:
+    """Takes, object by object, the class and the confidence of a tower drawn by a coin.
+
+    Args:
+        image_logits: (B, C) of the teacher's image tower on the weak views.
+        point_logits: (B, C) of the teacher's point tower on the weak clouds.
+        point_drawn: (B,) bool, True where the coin says points.
+        config: Threshold, and the factor on the point tower's confidence.
+
+    Source:
+        CrossMoST (Dharmasiri et al., 2024), the naive joint label of its ablation.
+    """
+    image_conf, image_class = image_logits.softmax(dim=-1).max(dim=-1)
+    point_conf, point_class = point_logits.softmax(dim=-1).max(dim=-1)
+    confidence = torch.where(point_drawn, point_conf * config.point_weight, image_conf)
+    return PseudoLabels(
+        target=torch.where(point_drawn, point_class, image_class),
         confidence=confidence,
         selected=confidence > config.threshold,
+    )
+
+
+@torch.no_grad()
+def agreed_pseudo_labels(
+    image_logits: Tensor, point_logits: Tensor, config: PseudoLabelConfig
+) -> PseudoLabels:
+    """Selects the objects that both towers put into one class, neither of them too unsure.
+
+    Args:
+        image_logits: (B, C) of the teacher's image tower on the weak views.
+        point_logits: (B, C) of the teacher's point tower on the weak clouds.
+        config: The threshold of agreement, and the factor on the point tower's confidence.
+
+    Source:
+        CrossMoST (Dharmasiri et al., 2024), agreement pseudo-labels.
+    """
+    image_conf, image_class = image_logits.softmax(dim=-1).max(dim=-1)
+    point_conf, point_class = point_logits.softmax(dim=-1).max(dim=-1)
+    confidence = torch.minimum(point_conf * config.point_weight, image_conf)
+    agreed = image_class == point_class
+    return PseudoLabels(
+        target=image_class,
+        confidence=confidence,
+        selected=agreed & (confidence > config.threshold_agreement),
     )
 
 
@@ -51,3 +112,42 @@ def separate_pseudo_labels(logits: Tensor, threshold: float) -> PseudoLabels:
     """
     confidence, target = logits.softmax(dim=-1).max(dim=-1)
     return PseudoLabels(target=target, confidence=confidence, selected=confidence > threshold)
+
+
+def pseudo_labels(
+    image_logits: Tensor,
+    point_logits: Tensor,
+    config: PseudoLabelConfig,
+    *,
+    joint: bool,
+    point_drawn: Tensor,
+    tie: Tie = "image",
+) -> dict[Tower, PseudoLabels]:
+    """Gives each tower its labels, by the rule of the config.
+
+    Args:
+        image_logits: (B, C) of the teacher's image tower on the weak views.
+        point_logits: (B, C) of the teacher's point tower on the weak clouds.
+        config: Rule, thresholds and factor.
+        joint: Which rule stands in where the config names none: joint by confidence, or separate.
+        point_drawn: (B,) bool, the coins of the rule "coin".
+        tie: As in `joint_pseudo_labels`.
+
+    Source:
+        CrossMoST (Dharmasiri et al., 2024), its rules and their ablations.
+    """
+    rule = config.rule or ("confidence" if joint else "separate")
+    if rule == "confidence":
+        both = joint_pseudo_labels(image_logits, point_logits, config, tie=tie)
+    elif rule == "coin":
+        both = coin_pseudo_labels(image_logits, point_logits, point_drawn, config)
+    elif rule == "agreement":
+        both = agreed_pseudo_labels(image_logits, point_logits, config)
+    else:
+        image = separate_pseudo_labels(image_logits, config.threshold_image)
+        point = separate_pseudo_labels(point_logits, config.threshold_point)
+        return {
+            "image": point if rule == "points_to_image" else image,
+            "point": image if rule == "image_to_points" else point,
+        }
+    return {"image": both, "point": both}

@@ -15,6 +15,7 @@ import crossmost_ray
 from crossmost_ray.config import (
     AdaptConfig,
     ConfigError,
+    EvaluateConfig,
     LossWeights,
     PretrainConfig,
     PretrainWeights,
@@ -28,9 +29,12 @@ from crossmost_ray.config import (
 
 PACKAGE = Path(crossmost_ray.__file__).parent
 PROJECT = PACKAGE.parent
-CONFIG_FILES = sorted((PROJECT / "configs").glob("adapt/*.yaml")) + sorted(
-    (PROJECT / "configs").glob("pretrain/*.yaml")
-)
+CLASS_OF_FOLDER = {"adapt": AdaptConfig, "pretrain": PretrainConfig, "evaluate": EvaluateConfig}
+CONFIG_FILES = [
+    file
+    for folder in CLASS_OF_FOLDER
+    for file in sorted((PROJECT / "configs" / folder).glob("*.yaml"))
+]
 
 
 def parse(**sections: Any) -> AdaptConfig:
@@ -301,7 +305,7 @@ def test_every_field_is_read() -> None:
     weights = {LossWeights.__name__, PretrainWeights.__name__}
     idle = {
         f"{cls}.{name}"
-        for config in (AdaptConfig, PretrainConfig)
+        for config in (AdaptConfig, PretrainConfig, EvaluateConfig)
         for cls, name in fields_of(config)
         if cls not in weights and name not in read
     }
@@ -312,11 +316,92 @@ def test_every_field_is_read() -> None:
     "path", CONFIG_FILES, ids=[f"{file.parent.name}/{file.name}" for file in CONFIG_FILES]
 )
 def test_the_config_files_load(path: Path) -> None:
-    cls = AdaptConfig if path.parent.name == "adapt" else PretrainConfig
-    config = load_config(cls, path)
-    assert path.read_text(encoding="utf-8").startswith("#"), "a config opens with what it is for"
-    for shards in (config.data.shards, config.data.test_shards, config.data.open_set_shards):
-        if shards is not None and shards.startswith("assets:"):
-            assert list(resolve_path(shards).glob("*.parquet")), shards
-    if isinstance(config, AdaptConfig) and config.model.startswith("assets:"):
-        assert resolve_path(config.model).is_dir(), config.model
+    config: Any = load_config(CLASS_OF_FOLDER[path.parent.name], path)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("#"), "a config opens with what it is for"
+    assert f"python jobs/{path.parent.name}.py configs/{path.parent.name}/{path.name}" in text
+    for line in text.splitlines():
+        _, _, asset = line.partition("assets:")
+        if asset:
+            assert resolve_path(f"assets:{asset}").is_dir(), asset
+    assert config.name
+
+
+# Dataset: objects to train on (None: unpublished), passes over a view of each, objects in a step.
+PUBLISHED_DATA = {
+    "modelnet40": (9843, 200, 512),
+    "modelnet10": (3991, 200, 512),
+    "modelnet40depth": (9840, 200, 512),
+    "co3d": (None, 150, 512),
+    "redwood": (None, 200, 256),
+    "scanobjectnn": (2309, 200, 512),
+    "scanobjectnn_withbg": (2309, 200, 512),
+    "scanobjectnn_hardest": (11416, 200, 512),
+}
+# Dataset: threshold and weight of the points' confidence of the joint labels; thresholds of the
+# image tower and of the point tower on its own.
+PUBLISHED_LABELS = {
+    "modelnet40": (0.84, 0.9, 0.80, 0.82),
+    "modelnet10": (0.84, 0.9, 0.84, 0.84),
+    "modelnet40depth": (0.84, 0.9, 0.84, 0.84),
+    "co3d": (0.84, 0.9, 0.80, 0.82),
+    "redwood": (0.82, 1.0, 0.82, 0.82),
+    "scanobjectnn": (0.82, 1.0, 0.80, 0.82),
+    "scanobjectnn_withbg": (0.82, 1.0, 0.60, 0.60),
+    "scanobjectnn_hardest": (0.82, 1.0, 0.60, 0.60),
+}
+NUM_CLASSES = {"co3d": 42, "redwood": 9, "modelnet40": 40, "modelnet40depth": 40, "modelnet10": 10}
+
+
+def published(dataset: str, mode: str) -> AdaptConfig:
+    return load_config(AdaptConfig, PROJECT / "configs" / "adapt" / f"{dataset}_{mode}.yaml")
+
+
+@pytest.mark.parametrize("mode", ["crossmost", "baseline"])
+@pytest.mark.parametrize("dataset", PUBLISHED_DATA)
+def test_the_published_settings(dataset: str, mode: str) -> None:
+    config = published(dataset, mode)
+    assert (config.name, config.mode) == (f"{dataset}_{mode}", mode)
+    assert config.data.shards == f"data/{dataset}/train"
+    assert config.data.test_shards == f"data/{dataset}/test"
+    assert config.data.classes is not None
+    assert len(config.data.classes) == NUM_CLASSES.get(dataset, 15)
+    assert (len(config.data.templates), config.data.teacher_views) == (64, 1)
+    joint, weight, image, point = PUBLISHED_LABELS[dataset]
+    labels = config.pseudo_labels
+    if mode == "crossmost":
+        assert (labels.threshold, labels.point_weight) == (joint, weight)
+    else:
+        assert (labels.threshold_image, labels.threshold_point) == (image, point)
+    weights = dataclasses.asdict(config.weights)
+    assert weights | {"global_local_image": 0.2, "global_local_point": 0.2} == weights
+    for term in ("self_training", "fairness", "masked"):
+        assert (weights[f"{term}_image"], weights[f"{term}_point"]) == (1, 1)
+    assert weights["alignment"] == 1
+    assert (config.ema.start, config.ema.end, config.ema.ramp_steps) == (0.99, 0.9998, 400)
+    assert (config.mask.image_ratio, config.mask.image_cell) == (0.3, 2)
+    assert (config.mask.point_ratio_low, config.mask.point_ratio_high) == (0.3, 0.4)
+    assert (config.optim.layer_decay, config.optim.weight_decay) == (0.65, 0.05)
+
+
+@pytest.mark.parametrize("mode", ["crossmost", "baseline"])
+@pytest.mark.parametrize("dataset", PUBLISHED_DATA)
+def test_the_published_schedules(dataset: str, mode: str) -> None:
+    config = published(dataset, mode)
+    objects, passes, batch = PUBLISHED_DATA[dataset]
+    data, optim = config.data, config.optim
+    assert data.batch_size == batch
+    # The published rates are multiplied by the share of 256 objects in a step.
+    assert optim.lr == pytest.approx(2e-5 * batch / 256)
+    assert optim.min_lr == pytest.approx(1e-6 * batch / 256)
+    if objects is None:
+        assert optim.epochs * data.num_views == passes
+        assert optim.warmup_epochs * data.num_views == pytest.approx(1)
+        return
+    # Every worker drops what does not fill its last batch.
+    workers = config.cluster.num_workers
+    theirs = -(-objects // workers) // (batch // workers)
+    ours = objects * data.num_views // workers // (batch // workers)
+    # 810 steps stand for 800, 3,910 for 3,800.
+    assert ours * optim.epochs == pytest.approx(theirs * passes, rel=0.03)
+    assert round(optim.warmup_epochs * ours) == theirs

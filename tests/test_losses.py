@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crossmost_ray.losses import (
+    agreement_loss,
     alignment_loss,
+    chamfer_loss,
     contrastive_loss,
+    entropy_loss,
     fairness_loss,
     global_local_loss,
     masked_modelling_loss,
+    moving_fairness_loss,
     self_training_loss,
+    token_id_loss,
 )
 
 seeds = st.integers(0, 2**31 - 1)
@@ -256,3 +261,172 @@ def test_alignment_halves_the_two_directions() -> None:
     both = alignment_loss(image, point, image, point, torch.tensor(2.0))
     assert there.item() != pytest.approx(back.item())
     assert both.item() == pytest.approx((there.item() + back.item()) / 2)
+
+
+# Chamfer distance
+
+
+def naive_chamfer(reconstruction: Tensor, target: Tensor, mask: Tensor) -> float:
+    found = []
+    for b, g in mask.nonzero().tolist():
+        ours, theirs = reconstruction[b, g].double().numpy(), target[b, g].double().numpy()
+        there = [min(((p - q) ** 2).sum() for q in theirs) for p in ours]
+        back = [min(((p - q) ** 2).sum() for p in ours) for q in theirs]
+        found.append(np.mean(there) + np.mean(back))
+    return float(np.mean(found))
+
+
+@given(seed=seeds)
+def test_chamfer_is_the_naive_one(seed: int) -> None:
+    reconstruction, target = (torch.randn(2, 3, n, 3, generator=rng(seed + n)) for n in (4, 5))
+    mask = torch.rand(2, 3, generator=rng(seed)) < 0.6
+    mask[0, 0] = True
+    loss = chamfer_loss(reconstruction, target, mask)
+    assert loss.item() == pytest.approx(naive_chamfer(reconstruction, target, mask), rel=1e-5)
+
+
+def test_chamfer_of_the_same_points_in_another_order_is_nothing() -> None:
+    points = torch.randn(1, 2, 6, 3, generator=rng(0))
+    moved = points[:, :, torch.randperm(6, generator=rng(1))].requires_grad_()
+    loss = chamfer_loss(moved, points, torch.ones(1, 2).bool())
+    loss.backward()
+    assert loss.item() == 0.0
+    assert moved.grad is not None
+    assert moved.grad.isfinite().all(), "the slope at a perfect reconstruction"
+
+
+# Token ids
+
+
+def test_token_ids_count_where_hidden_only() -> None:
+    logits = torch.randn(2, 3, 7, generator=rng(0), requires_grad=True)
+    ids = torch.tensor([[1, 6, 0], [2, 2, 5]])
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    loss = token_id_loss(logits, ids, mask)
+    torch.testing.assert_close(loss, F.cross_entropy(logits[mask], ids[mask]))
+    loss.backward()
+    assert logits.grad is not None
+    assert not logits.grad[~mask].any()
+    assert logits.grad[mask].any(dim=-1).all()
+
+
+# Entropy and agreement
+
+
+def test_entropy_of_what_is_known_and_unknown() -> None:
+    unknown = torch.zeros(3, 8, requires_grad=True)
+    known = torch.eye(8)[:3] * 1000
+    assert entropy_loss(unknown).item() == pytest.approx(math.log(8), rel=1e-6)
+    assert entropy_loss(known).item() == 0.0
+    # Unlike the reference's term, it teaches: a step down makes a leaning prediction surer.
+    logits = torch.tensor([[0.5, 0.0, 0.0]], requires_grad=True)
+    entropy_loss(logits).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
+
+
+@given(seed=seeds)
+def test_disagreement_is_between_nothing_and_log_two(seed: int) -> None:
+    image, point = (5 * torch.randn(4, 6, generator=rng(seed + k)) for k in range(2))
+    loss = agreement_loss(image, point)
+    assert 0 <= loss.item() <= math.log(2) + 1e-6
+    torch.testing.assert_close(loss, agreement_loss(point, image))
+    assert agreement_loss(image, image).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_towers_that_exclude_each_other_disagree_fully() -> None:
+    apart = agreement_loss(torch.tensor([[200.0, 0.0]]), torch.tensor([[0.0, 200.0]]))
+    assert apart.item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+# Many classes
+
+
+def test_the_moving_average_of_fairness() -> None:
+    previous, now = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.1, 0.6, 0.3])
+    loss = moving_fairness_loss(now.requires_grad_(), previous)
+    expected = -np.log(np.array([0.3, 0.425, 0.275])).mean() / 0.5
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    # Divided by the present's share, the gradient at a steady state is that of the plain term.
+    (moving,) = torch.autograd.grad(moving_fairness_loss(now, now.detach()), now)
+    (plain,) = torch.autograd.grad(fairness_loss(now), now)
+    torch.testing.assert_close(moving, plain)
+
+
+# Shares of a batch
+
+
+def test_shares_weighted_by_the_common_count_add_up_to_the_whole() -> None:
+    error = torch.randn(6, 5, 2, generator=rng(0))
+    mask = torch.rand(6, 5, generator=rng(1)) < torch.linspace(0.1, 0.9, 6)[:, None]
+    zero = torch.zeros_like(error)
+    whole = masked_modelling_loss(error, zero, mask)
+    count = mask.sum() / 2
+    halves = [
+        masked_modelling_loss(error[rows], zero[rows], mask[rows], count)
+        for rows in (slice(0, 3), slice(3, 6))
+    ]
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)
+    alone = [
+        masked_modelling_loss(error[rows], zero[rows], mask[rows])
+        for rows in (slice(0, 3), slice(3, 6))
+    ]
+    assert not torch.isclose(torch.stack(alone).mean(), whole, rtol=1e-2)
+
+
+# Edges
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "classes"), [(1, 5), (4, 1), (1, 1)])
+def test_every_term_is_finite_at_the_edges(dtype: torch.dtype, batch: int, classes: int) -> None:
+    logits = (1000 * torch.randn(batch, classes, generator=rng(0))).to(dtype).requires_grad_()
+    other = (-logits).detach()
+    embed = unit(batch, 4).to(dtype).requires_grad_()
+    patches = unit(batch, 3, 4, seed=1).to(dtype).requires_grad_()
+    groups = torch.randn(batch, 3, 5, 3, generator=rng(2)).to(dtype).requires_grad_()
+    target = torch.zeros(batch, dtype=torch.int64)
+    scale = torch.tensor(100.0, dtype=dtype)
+    for chosen in (False, True):
+        rows = torch.full((batch,), chosen)
+        mask = torch.full((batch, 3), chosen)
+        terms = [
+            self_training_loss(logits, target, rows),
+            fairness_loss(logits.float().softmax(-1).mean(0)),
+            masked_modelling_loss(patches, torch.zeros_like(patches), mask),
+            global_local_loss(embed, patches, mask),
+            chamfer_loss(groups, groups.detach() + 1, mask),
+            token_id_loss(patches, torch.zeros(batch, 3, dtype=torch.int64), mask),
+            entropy_loss(logits),
+            agreement_loss(logits, other),
+            alignment_loss(embed, embed, embed, embed, scale),
+        ]
+        total = torch.stack([term.float() for term in terms]).sum()
+        gradients = torch.autograd.grad(total, [logits, embed, patches, groups])
+        assert all(term.isfinite() for term in terms)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng(sum(shape)), dtype=torch.float64).requires_grad_()
+
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    rows, target = torch.tensor([True, False]), torch.tensor([1, 0])
+    ids = torch.tensor([[1, 0, 3], [2, 2, 1]])
+    cases = [
+        (lambda x: self_training_loss(x, target, rows), (draw(2, 3),)),
+        (lambda x: fairness_loss(x.softmax(-1).mean(0)), (draw(2, 3),)),
+        (lambda x, y: masked_modelling_loss(x, y, mask), (draw(2, 3, 4), draw(2, 3, 4).detach())),
+        (lambda x, y: global_local_loss(x, y, mask), (draw(2, 4), draw(2, 3, 4))),
+        (lambda x, y: chamfer_loss(x, y, mask), (draw(2, 3, 4, 3), draw(2, 3, 5, 3))),
+        (lambda x: token_id_loss(x, ids, mask), (draw(2, 3, 4),)),
+        (entropy_loss, (draw(2, 3),)),
+        (agreement_loss, (draw(2, 3), draw(2, 4)[:, :3])),
+        (
+            lambda x, y: alignment_loss(x, y, x, y, torch.tensor(2.0, dtype=torch.float64)),
+            (draw(3, 4), draw(3, 5)[:, :4]),
+        ),
+    ]
+    for function, inputs in cases:
+        assert torch.autograd.gradcheck(function, inputs)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossmost_ray.config import ImageAugmentConfig, PointAugmentConfig
+from crossmost_ray.ops.points import gather, nearest_neighbors
 
 FILL = (0.48145466, 0.4578275, 0.40821073)
 """Colour (0 to 1) of what a rotated image uncovers: CLIP's mean, which normalises to 0."""
@@ -337,3 +338,26 @@ def strong_points(
     ratio = _uniform((B, 1), 0, config.dropout, generator)
     dropped = torch.rand((B, N), generator=generator, device=device) < ratio
     return torch.where(dropped[..., None], points[:, :1], points)
+
+
+def fill_up_points(points: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
+    """Adds to each cloud averages of neighbours: of a random point and the nine nearest to it.
+
+    Args:
+        points: (B, N, 3).
+        num_points: How many there shall be; a cloud that has as many comes back as it is.
+        generator: Source of randomness.
+
+    Returns:
+        (B, max(N, num_points), 3), the given points first.
+
+    Source:
+        The strong transform of CrossMoST (Dharmasiri et al., 2024).
+    """
+    B, N, _ = points.shape
+    if num_points <= N:
+        return points
+    draws = torch.rand((B, num_points - N), generator=generator, device=points.device)
+    centers = gather(points, (draws * N).long().clamp(max=N - 1))
+    neighbors = gather(points, nearest_neighbors(centers, points, min(10, N)))
+    return torch.cat([points, neighbors.mean(dim=2)], dim=1)

@@ -44,7 +44,8 @@ def adapt_and_evaluate(config: AdaptConfig, *, resume: bool = False) -> tuple[Pa
         {ZERO_SHOT: config.model, **{name: str(path) for name, path in models.items()}},
         splits,
         classes=classes,
-        data=config.data,
+        templates=config.data.templates,
+        num_points=config.data.num_points,
         config=config.evaluation,
         use_gpu=config.cluster.use_gpu,
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from crossmost_ray.config import ConfigError, DataConfig, EvaluationConfig
+from crossmost_ray.config import ConfigError, EvaluationConfig
 from crossmost_ray.data.shards import list_shards
 from crossmost_ray.data.stream import read_rows
 from crossmost_ray.evaluation.predictor import Predictor
@@ -24,7 +24,8 @@ def predict(
     splits: Mapping[str, str],
     *,
     classes: Sequence[str],
-    data: DataConfig,
+    templates: Sequence[str],
+    num_points: int,
     config: EvaluationConfig,
     use_gpu: bool = False,
 ) -> pa.Table:
@@ -34,7 +35,8 @@ def predict(
         models: Model folders by the name that the report gives them.
         splits: Folders of shards by the name of the split.
         classes: C names.
-        data: Prompts and number of points.
+        templates: Prompts of the zero-shot classifiers.
+        num_points: Points of a cloud that the models see.
         config: Views, samples, actors.
         use_gpu: Whether each actor takes a GPU.
 
@@ -63,8 +65,8 @@ def predict(
         fn_constructor_kwargs={
             "models": dict(models),
             "classes": list(classes),
-            "templates": data.templates,
-            "num_points": data.num_points,
+            "templates": list(templates),
+            "num_points": num_points,
             "config": config,
         },
         batch_format="pyarrow",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossmost_ray.config import EvaluationConfig
 from crossmost_ray.data.augment import normalize_images, resize_images, to_float
+from crossmost_ray.data.classes import match_labels
 from crossmost_ray.data.decode import decode_points, decode_view, view_size
 from crossmost_ray.data.stream import ring_views
 from crossmost_ray.models.classifier import CrossModalClassifier, ModelSpec
@@ -124,7 +125,7 @@ class Predictor:
                 "fused": fuse(image_logits, point_logits),
             }
             columns["object_id"] += table["object_id"].to_pylist()
-            columns["label"] += table["label"].to_pylist()
+            columns["label"] += match_labels(table["label"].to_pylist(), self.classes)
             columns["path"] += table["path"].to_pylist()
             columns["model"] += [name] * table.num_rows
             for opinion, probability in probabilities.items():

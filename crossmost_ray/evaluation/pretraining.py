@@ -11,7 +11,8 @@ from crossmost_ray.data.shards import class_names, read_manifest
 from crossmost_ray.evaluation.cluster import predict
 from crossmost_ray.evaluation.predictor import OPINIONS
 from crossmost_ray.evaluation.report import ZERO_SHOT, summarize
-from crossmost_ray.models.pretrained import CARD_NAME
+from crossmost_ray.models.classifier import ModelSpec
+from crossmost_ray.models.pretrained import CARD_NAME, load_model
 from crossmost_ray.training.checkpoint import load_state
 from crossmost_ray.training.export import export_pretrained
 from crossmost_ray.training.trainer import train
@@ -41,18 +42,21 @@ def pretrain_and_evaluate(config: PretrainConfig, *, command: str, resume: bool 
             {ZERO_SHOT: str(folder)},
             config.report,
             classes=classes,
-            data=config.data,
+            templates=config.data.templates,
+            num_points=config.data.num_points,
             config=config.evaluation,
             use_gpu=config.cluster.use_gpu,
         )
         splits = summarize(table, classes, confident=config.evaluation.confident)["splits"]
     history = load_state(checkpoint)["history"]
-    write_whole(folder / CARD_NAME, _card(config, command, history, splits))
+    spec = load_model(folder).model.spec
+    write_whole(folder / CARD_NAME, _card(config, spec, command, history, splits))
     return folder
 
 
 def _card(
     config: PretrainConfig,
+    spec: ModelSpec,
     command: str,
     history: list[dict[str, float]],
     splits: dict[str, Any],
@@ -62,8 +66,9 @@ def _card(
     lines = [
         f"# {config.name}",
         "",
-        f"Image, text and point tower (`{config.model.clip}`, `{config.model.point_backbone}`), "
-        "trained from nothing by the tri-modal contrastive objective.",
+        f"Image, text and point tower (`{spec.clip}`, `{spec.point_backbone}`), trained from "
+        f"{config.model.start or 'nothing'} by the tri-modal contrastive objective"
+        f"{'; frozen: ' + ', '.join(config.freeze) if config.freeze else ''}.",
         "",
         f"- command: `{command}` (crossmost_ray {__version__}, seed {config.seed})",
         f"- data: `{config.data.shards}`, "

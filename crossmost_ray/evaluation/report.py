@@ -81,8 +81,8 @@ def summarize(table: pa.Table, classes: Sequence[str], *, confident: float) -> d
                 models[model] = {"objects": len(sure), "confident_percent": 100 * sure.mean()}
                 continue
             models[model] = _accuracies(rows, classes)
-            if model != ZERO_SHOT:
-                start = _rows(table, split, ZERO_SHOT)
+            start = _rows(table, split, ZERO_SHOT)
+            if model != ZERO_SHOT and start.num_rows:
                 models[model]["gain"] = {
                     opinion: vars(
                         paired_bootstrap(is_right(start, opinion), is_right(rows, opinion))
@@ -119,14 +119,17 @@ def gain_text(gain: Mapping[str, float] | Interval) -> str:
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Lays the metrics out as the table that a run ends with."""
-    table = Table(title="zero-shot → adapted, without a label", title_justify="left")
-    for column in ("split", "model", "by", "top-1", "zero-shot → teacher", "top-5", "class mean"):
+    adapted = any(TEACHER in models for models in summary["splits"].values())
+    title = "zero-shot → adapted, without a label" if adapted else "top-1, top-5 and class mean"
+    table = Table(title=title, title_justify="left")
+    for column in ("split", "model", "by", "top-1", "gain", "top-5", "class mean"):
         table.add_column(column, justify="left" if column in ("split", "model", "by") else "right")
     for split, models in summary["splits"].items():
         if split == OPEN_SET:
             continue
-        for model in (ZERO_SHOT, STUDENT, TEACHER):
-            metrics = models.get(model, {})
+        known = [name for name in (ZERO_SHOT, STUDENT, TEACHER) if name in models]
+        for model in [*known, *sorted(models.keys() - set(known))]:
+            metrics = models[model]
             for opinion in OPINIONS:
                 if opinion not in metrics:
                     continue

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crossmost_ray.models.clip import build_clip
 from crossmost_ray.models.image_tower import ImageTower, TowerOutput
 from crossmost_ray.models.point_tower import PointTower
-from crossmost_ray.models.text_tower import TextTower
+from crossmost_ray.models.text_tower import TextTower, Underscores
 from crossmost_ray.schema import Prediction
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -32,7 +32,7 @@ class ModelSpec:
     """Which modules a model is made of: names of variants, so that a card can hold them."""
 
     clip: str
-    """Name in CUSTOM_CLIP, or of an open_clip model."""
+    """Name that `clip_config` knows: ours, open_clip's, or `timm:` and an image tower of timm."""
     point_backbone: str
     """Name in POINT_BACKBONES."""
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -63,7 +63,7 @@ class CrossModalModel(nn.Module):
         clip = build_clip(spec.clip)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         """Log of the factor on cosines."""
-        self.image = ImageTower(clip.visual)
+        self.image = ImageTower(clip.visual, spec.clip)
         self.text = TextTower(clip, spec.clip)
         self.point = PointTower(spec.point_backbone, self.image.embed_dim)
 
@@ -74,10 +74,15 @@ class CrossModalClassifier(nn.Module):
     Args:
         model: Gives the towers and the scale; they are shared, not copied.
         class_embed: (C, D) float, unit length; becomes a parameter.
+        unit_classes: Whether class embeddings are brought to unit length in every pass. Where they
+            aren't, a class whose embedding grows wins everywhere.
     """
 
-    def __init__(self, model: CrossModalModel, class_embed: Tensor) -> None:
+    def __init__(
+        self, model: CrossModalModel, class_embed: Tensor, *, unit_classes: bool = True
+    ) -> None:
         super().__init__()
+        self.unit_classes = unit_classes
         self.image = model.image
         self.point = model.point
         self.logit_scale = model.logit_scale
@@ -85,8 +90,7 @@ class CrossModalClassifier(nn.Module):
 
     def logits(self, embed: Tensor) -> Tensor:
         """Scores (B, D) embeddings against the classes: (B, C), cosines times the scale."""
-        # Normalised anew each time: a class whose embedding grew would win everywhere.
-        classes = F.normalize(self.class_embed, dim=-1)
+        classes = F.normalize(self.class_embed, dim=-1) if self.unit_classes else self.class_embed
         return self.logit_scale.exp() * embed @ classes.t()
 
     def predict(self, images: Tensor, points: Tensor) -> Prediction:
@@ -130,7 +134,15 @@ class CrossModalClassifier(nn.Module):
 
 
 def build_classifier(
-    model: CrossModalModel, classes: Sequence[str], templates: Sequence[str]
+    model: CrossModalModel,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    *,
+    underscores: Underscores = "space",
 ) -> CrossModalClassifier:
-    """Builds the zero-shot classifier of a model for a list of class names."""
-    return CrossModalClassifier(model, model.text.embed_classes(classes, templates))
+    """Builds the zero-shot classifier of a model for a list of class names.
+
+    The arguments are those of `TextTower.embed_classes`.
+    """
+    embeds = model.text.embed_classes(classes, templates, underscores=underscores)
+    return CrossModalClassifier(model, embeds)

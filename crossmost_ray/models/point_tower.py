@@ -6,17 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossmost_ray.models.backbones import build_point_backbone
-from crossmost_ray.models.backbones.pointbert import PointTokens
+from crossmost_ray.config import ConfigError
+from crossmost_ray.models.backbones import PointTokens, build_point_backbone
+from crossmost_ray.models.backbones.pointbert import PointBert
 from crossmost_ray.models.image_tower import TowerOutput
 from crossmost_ray.ops.masks import neighborhood_mask
 
 
 class PointTower(nn.Module):
-    """A point backbone and its two projections.
+    """A point backbone and its two projections; one projection where it has no tokens.
 
     Args:
-        backbone: Name in the table of point backbones.
+        backbone: Name in the table of point backbones, or "package.module:function".
         embed_dim: D, width of the shared space.
     """
 
@@ -26,19 +27,54 @@ class PointTower(nn.Module):
         self.depth = self.backbone.depth
         width, token_width = self.backbone.width, self.backbone.token_width
         self.projection = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
-        # Tokens are half as wide as the pooled feature, so they can't share its projection.
-        self.local_projection = nn.Parameter(
-            torch.randn(token_width, embed_dim) * token_width**-0.5
+        # Tokens have a width of their own, so they can't share the pooled feature's projection.
+        self.local_projection = (
+            None
+            if token_width is None
+            else nn.Parameter(torch.randn(token_width, embed_dim) * token_width**-0.5)
         )
 
+        self.point_head: nn.Linear | None = None
+        """Predicts the points of hidden groups; made by `predict_points` alone."""
+
+    def predict_points(self) -> None:
+        """Makes hidden points, in place of hidden tokens, what masked modelling predicts.
+
+        Raises:
+            ConfigError: If the backbone does not cut clouds into groups of a fixed size.
+        """
+        backbone = self.backbone
+        if not isinstance(backbone, PointBert):
+            raise ConfigError(
+                "compat.mpm_target chamfer needs a PointBERT, whose groups have points to predict; "
+                f"the point backbone is {type(backbone).__name__}"
+            )
+        device = self.projection.device
+        self.point_head = nn.Linear(backbone.cls_token.shape[-1], 3 * backbone.group_size).to(
+            device
+        )
+        backbone.lm_head.requires_grad_(False)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether masked modelling and global-local alignment can be had from this tower."""
+        return self.local_projection is not None
+
     def tokenize(self, points: Tensor) -> PointTokens:
-        """Cuts (B, N, 3) points into groups and encodes each."""
+        """Cuts (B, N, 3) points into the pieces that can be hidden, and encodes them.
+
+        Raises:
+            ConfigError: If the backbone needs more points.
+        """
         return self.backbone.tokenize(points)
 
     def draw_mask(
         self, seen: PointTokens, ratio: tuple[float, float], generator: torch.Generator
     ) -> Tensor:
-        """Draws (B, G) bool, True where hidden; `ratio` is the least and the largest share."""
+        """Draws (B, G) bool, True where hidden; `ratio` is the least and the largest share.
+
+        Without tokens, G is the number of points.
+        """
         return neighborhood_mask(
             seen.centers, ratio_low=ratio[0], ratio_high=ratio[1], generator=generator
         )
@@ -49,26 +85,38 @@ class PointTower(nn.Module):
         return F.normalize(features.pooled @ self.projection, dim=-1)
 
     def forward(self, seen: PointTokens, mask: Tensor | None = None) -> TowerOutput:
-        """Embeds tokenised clouds of which groups may be hidden.
+        """Embeds tokenised clouds of which groups, or points, may be hidden.
 
         Args:
             seen: Output of `tokenize`.
             mask: (B, G) bool, True where hidden; None hides nothing.
+
+        Returns:
+            All fields of it, or `embed` alone where the backbone has no tokens.
         """
         features = self.backbone(seen, mask)
+        embed = F.normalize(features.pooled @ self.projection, dim=-1)
+        if self.local_projection is None:
+            return TowerOutput(embed)
+        assert features.cls_token is not None
+        assert features.tokens is not None
+        assert seen.tokens is not None
+        reconstruction, target = features.reconstruction, seen.tokens
+        if self.point_head is not None:
+            assert seen.groups is not None
+            reconstruction = self.point_head(features.tokens).unflatten(-1, (-1, 3))
+            target = seen.groups
         return TowerOutput(
-            embed=F.normalize(features.pooled @ self.projection, dim=-1),
+            embed=embed,
             global_embed=F.normalize(features.cls_token @ self.local_projection, dim=-1),
             local_embed=F.normalize(features.tokens @ self.local_projection, dim=-1),
-            reconstruction=self.backbone.lm_head(features.tokens),
+            reconstruction=reconstruction,
             # The tokens before anything was hidden: after it, the target at a hidden place would
             # be the mask token itself, which says nothing of the cloud.
-            target=seen.tokens.detach(),
+            target=target.detach(),
         )
 
     def layer_of(self, name: str) -> int:
-        """Tells how deep a parameter lies: 0 for embeddings, k + 1 for block k, then the heads."""
-        if name.startswith("backbone.blocks.blocks."):
-            return int(name.split(".")[3]) + 1
-        heads = ("projection", "local_projection", "backbone.norm", "backbone.lm_head")
-        return self.depth + 1 if name.startswith(heads) else 0
+        """Tells how deep a parameter lies: 0 for the earliest, `depth` + 1 for the heads."""
+        part, _, rest = name.partition(".")
+        return self.backbone.layer_of(rest) if part == "backbone" else self.depth + 1

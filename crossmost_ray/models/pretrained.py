@@ -23,6 +23,7 @@ from crossmost_ray.models.classifier import (
     ModelSpec,
     build_classifier,
 )
+from crossmost_ray.models.text_tower import Underscores
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -42,12 +43,22 @@ class ModelFolder:
     """Classes that the model was adapted to; None for a model that was not adapted."""
     class_embed: Tensor | None
     """(C, D) float32, the adapted embeddings of `classes`."""
+    unit_classes: bool = True
+    """Whether they are brought to unit length before they classify."""
 
-    def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> CrossModalClassifier:
+    def classifier(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        *,
+        underscores: Underscores = "space",
+    ) -> CrossModalClassifier:
         """Builds a classifier: the adapted one for the adapted classes, else a zero-shot one."""
         if self.class_embed is not None and list(classes) == self.classes:
-            return CrossModalClassifier(self.model, self.class_embed)
-        return build_classifier(self.model, classes, templates)
+            return CrossModalClassifier(
+                self.model, self.class_embed, unit_classes=self.unit_classes
+            )
+        return build_classifier(self.model, classes, templates, underscores=underscores)
 
 
 def save_model(
@@ -57,6 +68,7 @@ def save_model(
     card: str,
     classes: Sequence[str] | None = None,
     class_embed: Tensor | None = None,
+    unit_classes: bool = True,
     training: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -68,6 +80,7 @@ def save_model(
         card: Markdown.
         classes: Of an adapted model.
         class_embed: (C, D), their adapted embeddings.
+        unit_classes: Whether they are to be brought to unit length before they classify.
         training: Resolved config of the run, for the record.
         dtype: That floating-point weights are stored in; they load as float32.
     """
@@ -82,6 +95,7 @@ def save_model(
         "format": FORMAT,
         "spec": dataclasses.asdict(model.spec),
         "classes": list(classes) if classes is not None else None,
+        "unit_classes": unit_classes,
         "training": dict(training or {}),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +137,7 @@ def load_model(path: str | Path) -> ModelFolder:
         }
         spec = ModelSpec(**given)
         classes = config["classes"]
+        unit_classes = bool(config.get("unit_classes", True))
     except (ValueError, KeyError, TypeError) as broken:
         raise ConfigError(
             f"{folder / CONFIG_NAME} is not a model's config ({broken}); copy the folder anew"
@@ -141,7 +156,7 @@ def load_model(path: str | Path) -> ModelFolder:
     model = CrossModalModel(spec)
     check_tensors(tensors, model.state_dict(), str(folder / WEIGHTS_NAME))
     model.load_state_dict(tensors)
-    return ModelFolder(model=model.eval(), classes=classes, class_embed=class_embed)
+    return ModelFolder(model.eval(), classes, class_embed, unit_classes)
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmost_ray.config import check_classes
+from crossmost_ray.models.clip import clip_config
+
+Underscores = Literal["space", "raw"]
 
 
 @functools.cache
@@ -19,10 +22,8 @@ def build_tokenizer(name: str) -> Callable[..., Tensor]:
     """Builds the tokenizer of the image-text model called `name`, once: it reads a vocabulary."""
     import open_clip
 
-    known = open_clip.get_model_config(name) is not None
-    tokenizer: Callable[..., Tensor] = (
-        open_clip.get_tokenizer(name) if known else open_clip.SimpleTokenizer()
-    )
+    options = clip_config(name)["text_cfg"].get("tokenizer_kwargs", {})
+    tokenizer: Callable[..., Tensor] = open_clip.SimpleTokenizer(**options)
     return tokenizer
 
 
@@ -55,12 +56,19 @@ class TextTower(nn.Module):
         return F.normalize(self.clip.encode_text(tokens), dim=-1)
 
     @torch.no_grad()
-    def embed_classes(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def embed_classes(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        *,
+        underscores: Underscores = "space",
+    ) -> Tensor:
         """Embeds class names, averaged over the templates.
 
         Args:
-            classes: C names; underscores are read as spaces.
+            classes: C names.
             templates: Prompts in which `{}` stands for the name.
+            underscores: Those of the names are read as spaces, or go into the prompts as they are.
 
         Returns:
             (C, D) float32, unit length.
@@ -72,7 +80,8 @@ class TextTower(nn.Module):
             CLIP (Radford et al., 2021), prompt ensembling: normalise, average, normalise.
         """
         check_classes(classes, "the class list")
-        prompts = [t.replace("{}", name.replace("_", " ")) for name in classes for t in templates]
+        names = [name.replace("_", " ") for name in classes] if underscores == "space" else classes
+        prompts = [template.replace("{}", name) for name in names for template in templates]
         device = self.clip.token_embedding.weight.device
         embeds = torch.cat([self(chunk.to(device)) for chunk in self.tokenize(prompts).split(256)])
         return F.normalize(embeds.reshape(len(classes), len(templates), -1).mean(dim=1), dim=-1)

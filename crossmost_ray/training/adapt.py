@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from crossmost_ray.config import TOWERS, AdaptConfig, Tower
 from crossmost_ray.data.augment import (
+    fill_up_points,
     normalize_images,
     sample_points,
     strong_images,
@@ -20,19 +21,34 @@ from crossmost_ray.data.augment import (
     weak_points,
 )
 from crossmost_ray.losses import (
+    MANY_CLASSES,
+    agreement_loss,
     alignment_loss,
+    chamfer_loss,
+    entropy_loss,
     fairness_loss,
     global_local_loss,
     masked_modelling_loss,
+    moving_fairness_loss,
     self_training_loss,
 )
-from crossmost_ray.models.classifier import CrossModalClassifier, ModelSpec, clamp_logit_scale
+from crossmost_ray.models.backbones.pointbert import PointBert
+from crossmost_ray.models.classifier import (
+    CrossModalClassifier,
+    MaskedOutput,
+    ModelSpec,
+    clamp_logit_scale,
+)
+from crossmost_ray.models.image_tower import TowerOutput
 from crossmost_ray.ops.distributed import gather_from_workers, mean_over_workers, worker_rank
 from crossmost_ray.ops.masks import block_mask
 from crossmost_ray.optim import parameter_groups
-from crossmost_ray.pseudo_labels import joint_pseudo_labels, separate_pseudo_labels
+from crossmost_ray.pseudo_labels import pseudo_labels
 from crossmost_ray.schema import PairBatch, PseudoLabels, RawBatch
 from crossmost_ray.teacher import EmaTeacher
+
+REFERENCE_POINTS = 8192
+"""Points that the reference fills strong clouds up to."""
 
 TOWERS_OF_MODE: dict[str, tuple[Tower, ...]] = {
     "crossmost": TOWERS,
@@ -64,11 +80,14 @@ class AdaptTask:
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         self.config = config
+        self.compat = config.compat
         self.spec = spec
         self.towers = TOWERS_OF_MODE[config.mode]
+        if self.compat.mpm_target == "chamfer":
+            classifier.point.predict_points()
         # The small PointNet is the tokenizer that masked modelling predicts: if it moved, its
         # target would move with it.
-        frozen = [classifier.point.backbone.encoder]
+        frozen = classifier.point.backbone.frozen_modules()
         frozen += [getattr(classifier, tower) for tower in TOWERS if tower not in self.towers]
         for module in frozen:
             module.requires_grad_(False)
@@ -78,28 +97,41 @@ class AdaptTask:
         self.student = wrap(classifier)
         self.weights: dict[str, float] = dataclasses.asdict(config.weights)
         self._diagnostics: dict[str, Tensor] = {}
+        self._mean_prob: dict[str, Tensor] = {}
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """Sorts the trainable parameters, tower by tower, with layer-wise decay."""
+        """Sorts the trainable parameters, tower by tower, with layer-wise decay of the rate."""
 
         def layer_of(name: str) -> tuple[int, int] | None:
             tower, _, rest = name.partition(".")
             if tower == "image":
                 image = self.bare_student.image
                 return image.layer_of(rest), image.depth + 1
-            if tower == "point":
-                point = self.bare_student.point
-                return point.layer_of(rest), point.depth + 1
             return None
+
+        def scale_of(name: str) -> float:
+            tower, _, rest = name.partition(".")
+            if tower != "point":
+                return 1.0
+            scale, decay = self.config.optim.point_lr_scale, self.compat.point_layer_decay
+            if decay == "none":
+                return scale
+            point = self.bare_student.point
+            return scale * float(decay) ** (point.depth + 1 - point.layer_of(rest))
+
+        def decays(name: str, parameter: nn.Parameter) -> bool:
+            if self.compat.decay_on == "matrices":
+                return parameter.ndim > 1
+            # The reference holds the image's mask token as (1, 1, W), and skips vectors only.
+            return parameter.ndim != 1 or name == "image.mask_token"
 
         return parameter_groups(
             self.bare_student,
             layer_of=layer_of,
             weight_decay=self.config.optim.weight_decay,
             layer_decay=self.config.optim.layer_decay,
-            scale_of=lambda name: (
-                self.config.optim.point_lr_scale if name.startswith("point.") else 1.0
-            ),
+            scale_of=scale_of,
+            decays=decays,
         )
 
     def augment(self, batch: RawBatch, generator: torch.Generator) -> PairBatch:
@@ -108,16 +140,19 @@ class AdaptTask:
         B, T, size = len(batch.images), batch.images.shape[1], image.image_size
         views = to_float(batch.images)
         weak = weak_images(views.flatten(0, 1), size, config.image_augment, generator)
-        strong = strong_images(views[:, 0], size, config.image_augment, generator)
+        strong_views = strong_images(views[:, 0], size, config.image_augment, generator)
         repeated = batch.points.repeat_interleave(T, dim=0)
         sampled = sample_points(repeated, config.data.num_points, generator)
         points_weak = weak_points(sampled, config.point_augment, generator)
         sampled = sample_points(batch.points, config.data.num_points, generator)
+        strong = strong_points(sampled, config.point_augment, generator, spec.up_axis)
+        if self.compat.strong_upsample == "always":
+            strong = fill_up_points(strong, REFERENCE_POINTS, generator)
         return PairBatch(
             image_weak=normalize_images(weak, spec.image_mean, spec.image_std).unflatten(0, (B, T)),
-            image_strong=normalize_images(strong, spec.image_mean, spec.image_std),
+            image_strong=normalize_images(strong_views, spec.image_mean, spec.image_std),
             points_weak=points_weak.unflatten(0, (B, T)),
-            points_strong=strong_points(sampled, config.point_augment, generator, spec.up_axis),
+            points_strong=strong,
             image_mask=block_mask(
                 B,
                 grid=image.grid,
@@ -129,7 +164,9 @@ class AdaptTask:
         )
 
     @torch.no_grad()
-    def pseudo_labels(self, pairs: PairBatch) -> dict[Tower, PseudoLabels]:
+    def pseudo_labels(
+        self, pairs: PairBatch, generator: torch.Generator
+    ) -> dict[Tower, PseudoLabels]:
         """Asks the teacher about the weak pairs; its logits are averaged over T views."""
         B, T = pairs.image_weak.shape[:2]
         seen = self.teacher.module.predict(
@@ -137,15 +174,15 @@ class AdaptTask:
         )
         image_logits = seen.image_logits.float().unflatten(0, (B, T)).mean(dim=1)
         point_logits = seen.point_logits.float().unflatten(0, (B, T)).mean(dim=1)
-        config = self.config.pseudo_labels
-        if self.config.mode == "crossmost":
-            joint = joint_pseudo_labels(image_logits, point_logits, config)
-            labels: dict[Tower, PseudoLabels] = {"image": joint, "point": joint}
-        else:
-            labels = {
-                "image": separate_pseudo_labels(image_logits, config.threshold_image),
-                "point": separate_pseudo_labels(point_logits, config.threshold_point),
-            }
+        coins = torch.rand(B, generator=generator, device=image_logits.device) < 0.5
+        labels = pseudo_labels(
+            image_logits,
+            point_logits,
+            self.config.pseudo_labels,
+            joint=self.config.mode == "crossmost",
+            point_drawn=coins,
+            tie=self.compat.tie,
+        )
         agreement = image_logits.argmax(dim=-1) == point_logits.argmax(dim=-1)
         self._diagnostics = {"teacher/agreement": agreement.float().mean()}
         for tower in self.towers:
@@ -156,12 +193,13 @@ class AdaptTask:
     def losses(self, batch: RawBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Terms of the objective on one batch, unweighted."""
         pairs = self.augment(batch, generator)
-        labels = self.pseudo_labels(pairs)
+        labels = self.pseudo_labels(pairs, generator)
         mask = self.config.mask
         self.student.train()
-        for module in self._frozen:
-            # In training mode its BatchNorm would follow the strong clouds.
-            module.eval()
+        if self.compat.frozen_encoder_bn == "eval":
+            for module in self._frozen:
+                # In training mode its BatchNorm would follow the strong clouds.
+                module.eval()
         out = self.student(
             pairs.image_strong,
             pairs.points_strong,
@@ -172,33 +210,94 @@ class AdaptTask:
 
         terms: dict[str, Tensor] = {}
         for tower in self.towers:
-            seen, hidden, logits = (
-                (out.image, pairs.image_mask, out.prediction.image_logits)
-                if tower == "image"
-                else (out.point, out.point_mask, out.prediction.point_logits)
-            )
-            target, _, selected = labels[tower]
-            mean_prob = mean_over_workers(logits.float().softmax(dim=-1).mean(dim=0))
-            terms[f"self_training_{tower}"] = self_training_loss(logits.float(), target, selected)
-            terms[f"fairness_{tower}"] = fairness_loss(mean_prob)
-            terms[f"masked_{tower}"] = masked_modelling_loss(
-                seen.reconstruction, seen.target, hidden
-            )
-            terms[f"global_local_{tower}"] = global_local_loss(
-                seen.global_embed, seen.local_embed, hidden
-            )
+            terms |= self._tower_terms(tower, out, pairs, labels[tower])
         if self.config.mode == "crossmost":
-            B = len(pairs.object_id)
-            terms["alignment"] = alignment_loss(
-                out.prediction.image_embed,
-                out.prediction.point_embed,
-                gather_from_workers(out.prediction.image_embed),
-                gather_from_workers(out.prediction.point_embed),
-                out.logit_scale,
-                first=worker_rank() * B,
-                groups=(pairs.object_id, gather_from_workers(pairs.object_id)),
+            terms["alignment"] = self._alignment(out, pairs)
+        if self.weights["agreement"] > 0 and len(self.towers) == 2:
+            terms["agreement"] = agreement_loss(
+                out.prediction.image_logits.float(), out.prediction.point_logits.float()
             )
         return terms
+
+    def _tower_terms(
+        self, tower: Tower, out: MaskedOutput, pairs: PairBatch, labels: PseudoLabels
+    ) -> dict[str, Tensor]:
+        """Self-training, fairness and the masked terms of one tower."""
+        seen, hidden, logits = (
+            (out.image, pairs.image_mask, out.prediction.image_logits)
+            if tower == "image"
+            else (out.point, out.point_mask, out.prediction.point_logits)
+        )
+        logits = logits.float()
+        chosen = mean_over_workers(labels.selected.sum().float())
+        places = mean_over_workers(hidden.sum().float())
+        terms = {
+            f"self_training_{tower}": self_training_loss(
+                logits, labels.target, labels.selected, chosen
+            ),
+            f"fairness_{tower}": self._fairness(tower, logits),
+        }
+        if seen.reconstruction is not None:
+            assert seen.target is not None
+            if tower == "point" and self.compat.mpm_target == "chamfer":
+                terms["masked_point"] = chamfer_loss(
+                    seen.reconstruction, seen.target, hidden, places
+                )
+            else:
+                terms[f"masked_{tower}"] = self._masked_scale(tower, seen) * masked_modelling_loss(
+                    seen.reconstruction, self._masked_target(tower, seen), hidden, places
+                )
+        if seen.local_embed is not None:
+            assert seen.global_embed is not None
+            terms[f"global_local_{tower}"] = global_local_loss(
+                seen.global_embed, seen.local_embed, hidden, places
+            )
+        if self.weights[f"entropy_{tower}"] > 0:
+            terms[f"entropy_{tower}"] = entropy_loss(logits)
+        return terms
+
+    def _fairness(self, tower: Tower, logits: Tensor) -> Tensor:
+        mean_prob = mean_over_workers(logits.softmax(dim=-1).mean(dim=0))
+        if len(mean_prob) < MANY_CLASSES:
+            return fairness_loss(mean_prob)
+        previous = self._mean_prob.get(tower, mean_prob.detach())
+        self._mean_prob[tower] = ((previous + mean_prob) / 2).detach()
+        return moving_fairness_loss(mean_prob, previous)
+
+    def _masked_scale(self, tower: Tower, seen: TowerOutput) -> float:
+        """Gives the factor by which the reference's normalisation differs from a mean."""
+        assert seen.target is not None
+        B, L, R = seen.target.shape
+        if tower == "image" and self.compat.mim_norm == "tokens197":
+            return 3 / (L + 1)
+        if tower == "point" and self.compat.mpm_norm == "upstream":
+            return R / B
+        return 1.0
+
+    def _masked_target(self, tower: Tower, seen: TowerOutput) -> Tensor:
+        assert seen.target is not None
+        if tower == "point" and self.compat.mpm_target == "mask_token":
+            backbone = self.bare_student.point.backbone
+            assert isinstance(backbone, PointBert)
+            return backbone.mask_token.expand_as(seen.target)
+        return seen.target
+
+    def _alignment(self, out: MaskedOutput, pairs: PairBatch) -> Tensor:
+        """Contrasts the towers' embeddings, both directions added."""
+        image, point = out.prediction.image_embed, out.prediction.point_embed
+        learned = self.compat.align_temperature == "learned"
+        scale = out.logit_scale if learned else torch.ones_like(out.logit_scale)
+        if self.compat.align_negatives == "local":
+            return 2 * alignment_loss(image, point, image, point, scale)
+        return 2 * alignment_loss(
+            image,
+            point,
+            gather_from_workers(image),
+            gather_from_workers(point),
+            scale,
+            first=worker_rank() * len(image),
+            groups=(pairs.object_id, gather_from_workers(pairs.object_id)),
+        )
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Share of selected objects and agreement of the towers, as the teacher saw them."""
@@ -206,17 +305,21 @@ class AdaptTask:
 
     def after_step(self, step: int) -> None:
         """Moves the teacher, and keeps the scale in bounds."""
-        clamp_logit_scale(self.bare_student.logit_scale)
+        if self.compat.clamp_logit_scale:
+            clamp_logit_scale(self.bare_student.logit_scale)
         self.teacher.update(self.bare_student, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Student and teacher."""
+        """Student, teacher, and the running class shares where there are many classes."""
         return {
             "student": self.bare_student.state_dict(),
             "teacher": self.teacher.module.state_dict(),
+            "mean_prob": self._mean_prob,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes both back; the teacher, too: without it a resumed run would start over."""
+        """Takes all of it back; the teacher, too: without it a resumed run would start over."""
         self.bare_student.load_state_dict(state["student"])
-        self.teacher.module.load_state_dict(state["teacher"])
+        if self.compat.ema_restore:
+            self.teacher.module.load_state_dict(state["teacher"])
+        self._mean_prob = dict(state["mean_prob"])

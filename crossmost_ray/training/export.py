@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossmost_ray.config import AdaptConfig, ConfigError, PretrainConfig, config_dict
@@ -38,16 +39,24 @@ def export_adapted(config: AdaptConfig, checkpoint: Path, folder: Path) -> dict[
     for name in ("teacher", "student"):
         start = load_model(config.model)
         classifier = start.classifier(classes, config.data.templates)
-        tensors = _tensors(state, name, checkpoint)
+        tensors = {
+            key: value
+            for key, value in _tensors(state, name, checkpoint).items()
+            # A head of masked modelling that serves training alone.
+            if not key.startswith("point.point_head.")
+        }
         check_tensors(tensors, classifier.state_dict(), f"the checkpoint '{checkpoint}'")
         classifier.load_state_dict(tensors)
+        class_embed = classifier.class_embed.detach()
+        unit_classes = config.compat.class_embed == "unit"
         written[name] = folder / name
         save_model(
             written[name],
             # The classifier shares its towers with the model it was built from.
             start.model,
             classes=classes,
-            class_embed=torch.nn.functional.normalize(classifier.class_embed.detach(), dim=-1),
+            class_embed=F.normalize(class_embed, dim=-1) if unit_classes else class_embed,
+            unit_classes=unit_classes,
             training=_recipe(config),
             card=_adapted_card(config, name, state["history"]),
         )

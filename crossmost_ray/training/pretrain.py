@@ -20,6 +20,7 @@ from crossmost_ray.data.augment import (
 from crossmost_ray.data.decode import hash_id
 from crossmost_ray.losses import alignment_loss, global_local_loss, masked_modelling_loss
 from crossmost_ray.models.classifier import CrossModalModel, clamp_logit_scale
+from crossmost_ray.models.image_tower import TowerOutput
 from crossmost_ray.ops.distributed import gather_from_workers, worker_rank
 from crossmost_ray.ops.masks import block_mask
 from crossmost_ray.optim import parameter_groups
@@ -36,10 +37,13 @@ def _pick(choices: Sequence[str], draw: float) -> str:
 class TriModalStudent(nn.Module):
     """The forward pass of pre-training, as one module so that DDP sees all of it."""
 
-    def __init__(self, model: CrossModalModel, point_ratio: tuple[float, float]) -> None:
+    def __init__(
+        self, model: CrossModalModel, point_ratio: tuple[float, float], frozen: Sequence[str]
+    ) -> None:
         super().__init__()
         self.model = model
         self.point_ratio = point_ratio
+        self.frozen = frozenset(frozen)
 
     def forward(
         self,
@@ -52,21 +56,30 @@ class TriModalStudent(nn.Module):
         """Embeds (B, 3, R, R) images, (B, N, 3) points and (B, context) tokens."""
         seen = self.model.point.tokenize(points)
         point_mask = self.model.point.draw_mask(seen, self.point_ratio, generator)
-        image, point = self.model.image(images, image_mask), self.model.point(seen, point_mask)
-        return {
+        point = self.model.point(seen, point_mask)
+        image = (
+            TowerOutput(self.model.image.embed(images))
+            if "image" in self.frozen
+            else self.model.image(images, image_mask)
+        )
+        terms = {
             "image": image.embed,
             "point": point.embed,
             "text": self.model.text(tokens),
             "scale": self.model.logit_scale.exp(),
-            "masked_image": masked_modelling_loss(image.reconstruction, image.target, image_mask),
-            "masked_point": masked_modelling_loss(point.reconstruction, point.target, point_mask),
-            "global_local_image": global_local_loss(
-                image.global_embed, image.local_embed, image_mask
-            ),
-            "global_local_point": global_local_loss(
-                point.global_embed, point.local_embed, point_mask
-            ),
         }
+        for name, seen_by, mask in (("image", image, image_mask), ("point", point, point_mask)):
+            if seen_by.reconstruction is not None:
+                assert seen_by.target is not None
+                terms[f"masked_{name}"] = masked_modelling_loss(
+                    seen_by.reconstruction, seen_by.target, mask
+                )
+            if seen_by.local_embed is not None:
+                assert seen_by.global_embed is not None
+                terms[f"global_local_{name}"] = global_local_loss(
+                    seen_by.global_embed, seen_by.local_embed, mask
+                )
+        return terms
 
 
 class PretrainTask:
@@ -91,7 +104,12 @@ class PretrainTask:
         self.config = config
         self.model = model
         ratio = (config.mask.point_ratio_low, config.mask.point_ratio_high)
-        self.student = wrap(TriModalStudent(model, ratio))
+        self._frozen: list[nn.Module] = [getattr(model, tower) for tower in config.freeze]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        model.logit_scale.requires_grad_(not config.freeze_scale)
+        self.student = wrap(TriModalStudent(model, ratio, config.freeze))
+        self.pairs = [pair for pair in PAIRS if not set(pair) <= set(config.freeze)]
         self.weights: dict[str, float] = dataclasses.asdict(config.weights)
 
     def parameter_groups(self) -> list[dict[str, object]]:
@@ -117,6 +135,8 @@ class PretrainTask:
             for (first, second), captions in zip(draws, batch.captions, strict=True)
         ]
         self.student.train()
+        for module in self._frozen:
+            module.eval()
         out = self.student(
             normalize_images(images, spec.image_mean, spec.image_std),
             strong_points(points, config.point_augment, generator, spec.up_axis),
@@ -139,7 +159,7 @@ class PretrainTask:
             "image": (batch.object_id, gather_from_workers(batch.object_id)),
         }
         terms = {name: out[name] for name in self.weights if name in out}
-        for left, right in PAIRS:
+        for left, right in self.pairs:
             terms[f"{left}_{right}"] = alignment_loss(
                 out[left],
                 out[right],

@@ -35,8 +35,7 @@ from crossmost_ray.data.stream import (
     steps_per_epoch,
     stream_pairs,
 )
-from crossmost_ray.models.clip import clip_image_size
-from crossmost_ray.models.pretrained import load_model
+from crossmost_ray.training.build import inspect_model
 from crossmost_ray.training.worker import (
     PROGRESS_NAME,
     WorkerPlan,
@@ -169,14 +168,16 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
     columns: tuple[str, ...] = TRAIN_COLUMNS
     if isinstance(config, AdaptConfig):
         classes = class_names(config.data.classes, config.data.shards)
-        size = view_size(load_model(config.model).model.image.image_size)
     else:
-        size = view_size(clip_image_size(config.model.clip))
         columns = (*TRAIN_COLUMNS, "captions")
+    image_size, notes = inspect_model(config)
+    size = view_size(image_size)
     files = list_shards(config.data.shards, columns)
     connect()
     check_cluster(config.cluster)
     check = check_shards(config.data.shards, config.data, view_size=size, columns=columns)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
     for row in check.bad:
         console.print(f"left out: {row}", highlight=False, soft_wrap=True)
     steps = steps_per_epoch(check, config.data, config.cluster.num_workers)

@@ -60,6 +60,7 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> None:
     """Trains on this worker's share of the shards, from the last checkpoint if there is one."""
     plan = loop_config["plan"]
     config, optim = plan.config, plan.config.optim
+    from_zero = isinstance(config, AdaptConfig) and config.compat.warmup == "from_zero"
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -103,6 +104,7 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> None:
                     num_steps=num_steps,
                     warmup_steps=round(optim.warmup_epochs * plan.steps_per_epoch),
                     config=optim,
+                    from_zero=from_zero,
                 ),
             )
             seed = step_seed(config.seed, step, rank)

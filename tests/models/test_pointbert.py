@@ -7,20 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from crossmost_ray.config import ConfigError
-from crossmost_ray.models.backbones import build_point_backbone
+from crossmost_ray.models.backbones import PointTokens, build_point_backbone
 from crossmost_ray.models.backbones.pointbert import (
     Block,
+    FpsStart,
     GroupEncoder,
     PointBert,
-    PointTokens,
     pointbert,
+    pointbert_32,
+    pointbert_512,
     pointbert_small,
 )
+from crossmost_ray.ops.points import farthest_point_sample, gather
 
 
-def tiny() -> PointBert:
+def tiny(fps_start: FpsStart = "first") -> PointBert:
     torch.manual_seed(0)
-    return PointBert(num_groups=6, group_size=5, width=16, depth=2, heads=2, group_width=8).eval()
+    return PointBert(
+        num_groups=6,
+        group_size=5,
+        width=16,
+        depth=2,
+        heads=2,
+        group_width=8,
+        fps_start=fps_start,
+    ).eval()
 
 
 def points(batch: int = 3, num_points: int = 40) -> Tensor:
@@ -209,15 +220,46 @@ def published_names() -> dict[str, tuple[int, ...]]:
 
 def test_the_full_size_takes_published_checkpoints_by_name() -> None:
     with torch.device("meta"):
-        backbone = pointbert()
+        backbone, *others = pointbert(), pointbert_32(), pointbert_512()
     ours = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
     expected = published_names()
     assert len(expected) == 163
     assert ours == expected
     assert sum(p.numel() for p in backbone.encoder.parameters()) == 428_800
-    assert (backbone.num_tokens, backbone.group_size) == (64, 32)
+    sizes = [(b.num_tokens, b.group_size) for b in (backbone, *others)]
+    assert sizes == [(64, 32), (32, 64), (512, 32)]
+
+
+def test_groups_can_start_at_a_random_point() -> None:
+    backbone, cloud = tiny("random"), points()
+    centers = backbone.tokenize(cloud, torch.Generator().manual_seed(3)).centers
+    # One index a cloud, drawn from all of its points, as the published code draws it.
+    start = torch.randint(0, 40, (3,), generator=torch.Generator().manual_seed(3))
+    expected = gather(cloud, farthest_point_sample(cloud, 6, start=start))
+    assert torch.equal(centers, expected)
+    assert not torch.equal(centers, tiny().tokenize(cloud).centers)
+
+    torch.manual_seed(3)
+    assert torch.equal(backbone.tokenize(cloud).centers, expected), "without one, torch's own"
+    assert not torch.equal(backbone.tokenize(cloud).centers, expected)
+
+
+def test_from_the_first_point_nothing_is_drawn() -> None:
+    backbone = tiny()
+    state = torch.random.get_rng_state()
+    assert torch.equal(backbone.tokenize(points()).centers[:, 0], points()[:, 0])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_hidden_groups_are_told_from_the_final_tokens() -> None:
+    backbone = tiny()
+    features = backbone(backbone.tokenize(points()))
+    torch.testing.assert_close(features.reconstruction, backbone.lm_head(features.tokens))
+    assert backbone.frozen_modules() == [backbone.encoder]
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'pointnxt'; the backbones are: pointbert, pointbert_s"):
+    with pytest.raises(
+        ConfigError, match=r"'pointnxt'; the backbones are: pointbert, pointbert_32"
+    ):
         build_point_backbone("pointnxt")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import socket
+from typing import Any
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from crossmost_ray.config import ConfigError
@@ -18,8 +24,9 @@ from crossmost_ray.models.classifier import (
     build_classifier,
     clamp_logit_scale,
 )
-from crossmost_ray.models.clip import build_clip, clip_image_size
-from crossmost_ray.models.text_tower import build_tokenizer
+from crossmost_ray.models.clip import build_clip, clip_config, clip_image_size
+from crossmost_ray.models.image_tower import ImageTower
+from crossmost_ray.models.text_tower import TextTower, build_tokenizer
 
 CLASSES = ["chair", "night_stand", "sofa"]
 TEMPLATES = ["a 3D model of a {}.", "a {} on the floor."]
@@ -118,6 +125,210 @@ def test_depth_of_the_image_towers_parameters(model: CrossModalModel) -> None:
     }
 
 
+# Image towers of any kind
+
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
+VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+
+# What differs from VISION, in open_clip's terms.
+OPEN_CLIP_VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "quick_gelu": {"quick_gelu": True},
+    "layer_scale": {"ls_init_value": 0.1},
+    "no_norm_before": {"no_ln_pre": True},
+    "mean_of_patches": {"pool_type": "avg"},
+    "norm_after_mean": {"pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
+    "fixed_positions": {"pos_embed_type": "sin_cos_2d"},
+    "tokens_beside": {"output_tokens": True},
+    "small_eps": {"norm_kwargs": {"eps": 0.1}},
+    "custom_blocks": {"qk_norm": True, "scale_attn": True, "scale_fc": True, "scale_heads": True},
+}
+
+TIMM_VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "timm_plain": (VisionTransformer, {}),
+    "timm_norm_before": (VisionTransformer, {"pre_norm": True}),
+    "timm_mean_of_patches": (VisionTransformer, {"global_pool": "avg"}),
+    "timm_registers": (VisionTransformer, {"reg_tokens": 3, "no_embed_class": True}),
+    "timm_any_size": (VisionTransformer, {"dynamic_img_size": True, "init_values": 0.1}),
+    "eva": (Eva, {"global_pool": "token"}),
+    "eva_rotary": (Eva, {"use_rot_pos_emb": True, "swiglu_mlp": True, "scale_mlp": True}),
+    "eva_rotary_alone": (
+        Eva,
+        {"use_rot_pos_emb": True, "use_abs_pos_emb": False, "dynamic_img_size": True},
+    ),
+}
+
+
+def open_clip_visual(**options: Any) -> nn.Module:
+    quick_gelu = options.pop("quick_gelu", False)
+    clip = open_clip.model.CLIP(16, VISION | options, TEXT, quick_gelu=quick_gelu)
+    visual: nn.Module = clip.visual
+    return visual
+
+
+def timm_visual(kind: type[nn.Module], **options: Any) -> TimmModel:
+    visual = TimmModel("test_vit", 16, pool="token", proj="linear")
+    options = {"num_heads": 2, "num_classes": 0} | options
+    visual.trunk = kind(img_size=32, patch_size=8, embed_dim=32, depth=2, **options)
+    visual.head.proj = nn.Linear(32, 16, bias=False)
+    return visual
+
+
+def any_visual(variant: str) -> nn.Module:
+    """A small vision half of any kind, in which no two parameters are alike."""
+    torch.manual_seed(0)
+    visual = (
+        open_clip_visual(**OPEN_CLIP_VARIANTS[variant])
+        if variant in OPEN_CLIP_VARIANTS
+        else timm_visual(TIMM_VARIANTS[variant][0], **TIMM_VARIANTS[variant][1])
+    )
+    with torch.no_grad():
+        for parameter in visual.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return visual.eval()
+
+
+def small_images() -> Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+any_variant = pytest.mark.parametrize("variant", [*OPEN_CLIP_VARIANTS, *TIMM_VARIANTS])
+
+
+@any_variant
+def test_any_tower_embeds_as_the_library_it_comes_from(variant: str) -> None:
+    visual = any_visual(variant)
+    tower = ImageTower(visual, variant)
+    assert (tower.grid, tower.embed_dim, tower.depth) == (4, 16, 2)
+    with torch.no_grad():
+        features = visual(small_images())
+        expected = F.normalize(features[0] if isinstance(features, tuple) else features, dim=-1)
+        torch.testing.assert_close(tower.embed(small_images()), expected, atol=1e-5, rtol=0)
+        seen = tower(small_images(), torch.zeros(3, 16, dtype=torch.bool))
+        torch.testing.assert_close(seen.embed, expected, atol=1e-5, rtol=0)
+
+
+@any_variant
+def test_any_tower_hides_patches_and_tells_where(variant: str) -> None:
+    tower = ImageTower(any_visual(variant), variant)
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[:, 6] = True  # second row, third column
+    painted, elsewhere = small_images(), small_images()
+    painted[:, :, 8:16, 16:24] = 3.0
+    elsewhere[:, :, 8:16, 8:16] = 3.0
+    with torch.no_grad():
+        hidden, same, other = (tower(x, mask) for x in (small_images(), painted, elsewhere))
+        moved = tower(small_images(), mask.roll(1, dims=1))
+    assert hidden.local_embed.shape == (3, 16, 16)
+    assert hidden.reconstruction.shape == hidden.target.shape == (3, 16, 192)
+    torch.testing.assert_close(hidden.embed, same.embed)
+    torch.testing.assert_close(hidden.reconstruction, same.reconstruction)
+    changed = (hidden.target != same.target).any(dim=-1)
+    assert torch.equal(changed, mask)
+    assert not torch.allclose(hidden.embed, other.embed, atol=1e-4)
+    assert not torch.allclose(hidden.embed, moved.embed, atol=1e-4)
+
+
+@any_variant
+def test_any_towers_parameters_learn_and_have_a_depth(variant: str) -> None:
+    tower = ImageTower(any_visual(variant), variant).train()
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[:, :5] = True
+    out = tower(small_images(), mask)
+    (out.embed[:, 0].sum() + out.local_embed[..., 0].sum() + out.reconstruction.sum()).backward()
+    layers = {name: tower.layer_of(name) for name, _ in tower.named_parameters()}
+    for name, parameter in tower.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+    assert set(layers.values()) == {0, 1, 2, 3}
+    for name, layer in layers.items():
+        blocks = [f"blocks.{k}." in name for k in range(2)]
+        assert layer in ((blocks.index(True) + 1,) if any(blocks) else (0, 3)), name
+        stem = ("conv1", "patch_embed", "embedding", "token", "pos_embed", "ln_pre", "norm_pre")
+        if not any(blocks):
+            assert (layer == 0) == any(part in name for part in stem), name
+
+
+@pytest.mark.parametrize("variant", ["plain", "timm_plain", "eva_rotary"])
+def test_a_copied_tower_is_another_tower(variant: str) -> None:
+    tower = ImageTower(any_visual(variant), variant)
+    copied = copy.deepcopy(tower)
+    with torch.no_grad():
+        before = tower.embed(small_images())
+        for parameter in copied.parameters():
+            parameter.mul_(1.5)
+        assert torch.equal(tower.embed(small_images()), before)
+        assert not torch.allclose(copied.embed(small_images()), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["plain", "timm_plain", "eva_rotary"])
+def test_towers_run_in_bfloat16(variant: str) -> None:
+    tower = ImageTower(any_visual(variant), variant)
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[:, 3] = True
+    with torch.no_grad():
+        exact = tower(small_images(), mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = tower(small_images(), mask)
+    torch.testing.assert_close(rough.embed.float(), exact.embed, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"attentional_pool": True}, "pools by attention"),
+        ({"pool_type": "none"}, "does not pool its tokens"),
+        ({"patch_dropout": 0.5}, "drops patches while training"),
+        ({"image_size": (32, 16)}, "not square"),
+        ({"layers": [1, 1, 1, 1]}, "it is a ModifiedResNet, no plain vision transformer"),
+    ],
+)
+def test_towers_of_open_clip_that_cannot_be_masked_are_refused(
+    options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"image tower of 'x'.*{problem}.*ViT-B-16-quickgelu"):
+        ImageTower(open_clip_visual(**options), "x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "problem"),
+    [
+        (VisionTransformer, {"class_token": False, "global_pool": "avg"}, "no CLS token"),
+        (VisionTransformer, {"pos_embed": "none"}, "knows no position"),
+        (VisionTransformer, {"global_pool": "map"}, "pools by attention"),
+        (VisionTransformer, {"patch_drop_rate": 0.5}, "drops patches while training"),
+        (Eva, {"patch_drop_rate": 0.5}, "drops patches while training"),
+        (Eva, {"use_rot_pos_emb": True, "rope_type": "mixed"}, "differ from block to block"),
+    ],
+)
+def test_towers_of_timm_that_cannot_be_masked_are_refused(
+    kind: type[nn.Module], options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"image tower of 'x'.*{problem}.*timm:vit_base"):
+        ImageTower(timm_visual(kind, **options), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("RN50", "ModifiedResNet"),
+        ("timm:resnet18", "ResNet"),
+        ("timm:vit_tiny_r_s16_p8_224", "convolutional stem"),
+        ("timm:vit_base_patch16_siglip_224", "no CLS token, it pools by attention"),
+        ("coca_ViT-B-32", "captioner"),
+        ("ViT-B-16-SigLIP", "Hugging Face hub.*ViT-B-16-quickgelu"),
+        ("roberta-ViT-B-32", "Hugging Face hub"),
+        ("timm:vit_base_patch16_24", "no timm model 'vit_base_patch16_24'.*vit_base_patch16_224"),
+        ("timm:vit_tiny_patch16_224+RN5", "no image-text model 'RN5'.*RN50"),
+        ("hf-hub:some/model", "no image-text model 'hf-hub:some/model'"),
+        ("timm:hf-hub:some/model", "no timm model 'hf-hub:some/model'"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused_before_any_weight(name: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        clip_image_size(name)
+
+
 # Point tower
 
 
@@ -188,6 +399,20 @@ def test_underscores_are_read_as_spaces(model: CrossModalModel) -> None:
     assert torch.equal(snake, spaced)
 
 
+def test_underscores_can_stay_as_they_are(model: CrossModalModel) -> None:
+    names = ["night_stand", "sofa"]
+    raw = model.text.embed_classes(names, TEMPLATES, underscores="raw")
+    with torch.no_grad():
+        prompts = [template.replace("{}", "night_stand") for template in TEMPLATES]
+        expected = F.normalize(model.text(model.text.tokenize(prompts)).mean(dim=0), dim=0)
+    torch.testing.assert_close(raw[0], expected)
+    spaced = model.text.embed_classes(names, TEMPLATES)
+    assert not torch.allclose(raw[0], spaced[0], atol=1e-4)
+    assert torch.equal(raw[1], spaced[1])
+    classifier = build_classifier(model, names, TEMPLATES, underscores="raw")
+    assert torch.equal(classifier.class_embed, raw)
+
+
 def test_one_template_is_enough(model: CrossModalModel) -> None:
     embeds = model.text.embed_classes(["chair", "sofa"], ["{}"])
     with torch.no_grad():
@@ -247,6 +472,25 @@ def test_the_text_tower_holds_the_text_half_only(model: CrossModalModel) -> None
     torch.testing.assert_close(norm, torch.ones(1))
 
 
+@pytest.mark.parametrize("no_causal_mask", [True, False])
+def test_a_text_tower_that_stands_apart_computes_the_same(no_causal_mask: bool) -> None:
+    # open_clip builds some models with the text half as a module of its own; ours has one layout.
+    torch.manual_seed(0)
+    text = TEXT | {"no_causal_mask": no_causal_mask}
+    apart = open_clip.model.CustomTextCLIP(16, VISION, text)
+    ours = TextTower(open_clip.model.CLIP(16, VISION, text), "vit_small_64")
+    ours.clip.load_state_dict(
+        {
+            name.removeprefix("text."): value
+            for name, value in apart.state_dict().items()
+            if name.startswith("text.")
+        }
+    )
+    tokens = ours.tokenize(["a chair", "a sofa " * 9])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), apart.encode_text(tokens, normalize=True))
+
+
 # Table of image-text models
 
 
@@ -260,6 +504,87 @@ def test_an_unknown_image_text_model_is_refused_with_known_ones() -> None:
 def test_the_size_of_images_is_known_without_building() -> None:
     assert clip_image_size("vit_small_64") == 64
     assert clip_image_size("ViT-B-16") == 224
+
+
+@pytest.fixture
+def no_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something asked for the net")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+
+
+@pytest.mark.usefixtures("no_net")
+@pytest.mark.parametrize("name", ["vit_small_64", "ViT-S-32", "timm:test_vit+vit_small_64"])
+def test_no_tower_asks_for_the_net(name: str) -> None:
+    with torch.device("meta"):
+        build_clip(name)
+
+
+def test_a_tower_of_timm_stands_beside_any_text_tower() -> None:
+    name = "timm:test_vit+vit_small_64"
+    assert clip_image_size(name) == 160
+    ours = CrossModalModel(ModelSpec(name, "pointbert_small")).eval()
+    assert ours.image.embed_dim == 128
+    assert ours.text.clip.context_length == 24
+    with torch.no_grad():
+        images = torch.randn(1, 3, 160, 160)
+        expected = F.normalize(ours.image.visual(images), dim=-1)
+        torch.testing.assert_close(ours.image.embed(images), expected, atol=1e-5, rtol=0)
+        scores = ours.image.embed(images) @ ours.text.embed_classes(CLASSES, TEMPLATES).t()
+    assert scores.shape == (1, 3)
+    beside_clip = clip_config("timm:test_vit")
+    assert beside_clip["text_cfg"] == clip_config("slip_vit_b16")["text_cfg"]
+    openai = open_clip.get_model_config("ViT-B-16-quickgelu")
+    assert beside_clip["text_cfg"] == openai["text_cfg"]
+    assert (beside_clip["embed_dim"], beside_clip["quick_gelu"]) == (openai["embed_dim"], True)
+
+
+def test_slip_has_the_published_shape() -> None:
+    with torch.device("meta"):
+        clip = build_clip("slip_vit_b16")
+        image, text = ImageTower(clip.visual, "slip_vit_b16"), TextTower(clip, "slip_vit_b16")
+    trunk = image.visual.trunk
+    names = {name: tuple(value.shape) for name, value in trunk.state_dict().items()}
+    assert len(names) == 150
+    assert names["cls_token"] == (1, 1, 768)
+    assert names["pos_embed"] == (1, 197, 768)
+    assert names["patch_embed.proj.weight"] == (768, 3, 16, 16)
+    assert names["blocks.11.attn.qkv.weight"] == (2304, 768)
+    assert names["norm.bias"] == (768,)
+    assert {m.eps for m in trunk.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
+    assert isinstance(trunk.blocks[0].mlp.act, nn.GELU)
+    assert {n: tuple(p.shape) for n, p in image.visual.head.named_parameters()} == {
+        "proj.weight": (512, 768)
+    }
+    # With the two projections and the scales, the 302 tensors that ULIP's checkpoints share.
+    assert len(text.state_dict()) == 149
+    assert text.clip.text_projection.shape == (512, 512)
+    blocks = text.clip.transformer.resblocks
+    assert len(blocks) == 12
+    assert type(blocks[0].mlp.gelu) is open_clip.transformer.QuickGELU
+    assert (image.image_size, image.grid, image.embed_dim) == (224, 14, 512)
+
+
+@pytest.mark.slow
+def test_clip_at_full_size() -> None:
+    torch.manual_seed(0)
+    name = "ViT-B-16-quickgelu"
+    clip = build_clip(name)
+    tower = ImageTower(clip.visual, name).eval()
+    # The published count leaves out the projection, which lies outside of its image tower.
+    total = sum(p.numel() for p in tower.parameters())
+    assert total - tower.visual.proj.numel() == 86_392_320
+    assert tower.visual.proj.shape == (768, 512)
+    assert type(tower.visual.transformer.resblocks[0].mlp.gelu) is open_clip.transformer.QuickGELU
+    mask = torch.zeros(2, 196, dtype=torch.bool)
+    mask[:, :60] = True
+    with torch.no_grad():
+        out = tower(torch.randn(2, 3, 224, 224), mask)
+    assert all(field.isfinite().all() for field in out)
+    assert out.local_embed.shape == (2, 196, 512)
+    assert out.reconstruction.shape == (2, 196, 768)
 
 
 def test_a_fresh_models_scale_is_clips(model: CrossModalModel) -> None:

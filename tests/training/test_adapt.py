@@ -99,12 +99,15 @@ def test_a_mode_has_its_terms_and_reaches_its_parameters(model: CrossModalModel,
 
 
 def test_every_weight_has_its_term(model: CrossModalModel) -> None:
-    terms = task_of(model, mode="crossmost").losses(raw_batch(4), rng())
+    optional = {"entropy_image": 0.1, "entropy_point": 0.1, "agreement": 0.1}
+    plain = task_of(model, mode="crossmost").losses(raw_batch(4), rng())
+    terms = task_of(model, mode="crossmost", weights=optional).losses(raw_batch(4), rng())
     assert terms.keys() == config_dict(LossWeights()).keys()
+    assert plain.keys() == terms.keys() - optional.keys()
 
 
 def test_layer_decay_tells_the_towers_from_the_rest(model: CrossModalModel) -> None:
-    task = task_of(model)
+    task = task_of(model, compat={"point_layer_decay": 0.65})
     scale = {
         id(p): group["lr_scale"]
         for group in task.parameter_groups()
@@ -231,7 +234,7 @@ SURE_POINT = torch.tensor([[0, 1.0, 0, 0], [0, 0, 0, 9.0], [0, 0, 0, 0.2]])
 def test_in_mode_crossmost_both_towers_learn_the_same_labels(model: CrossModalModel) -> None:
     task = task_of(model, mode="crossmost", pseudo_labels={})
     task.teacher.module = opinions(SURE_IMAGE, SURE_POINT)
-    labels = task.pseudo_labels(pairs_of(3))
+    labels = task.pseudo_labels(pairs_of(3), rng())
     assert labels["image"] is labels["point"]
     assert labels["image"].target[:2].tolist() == [0, 3]
     assert labels["image"].selected.tolist() == [True, True, False]
@@ -244,7 +247,7 @@ def test_in_mode_crossmost_both_towers_learn_the_same_labels(model: CrossModalMo
 def test_in_the_other_modes_each_tower_learns_its_own(model: CrossModalModel, mode: str) -> None:
     task = task_of(model, mode=mode, pseudo_labels={})
     task.teacher.module = opinions(SURE_IMAGE, SURE_POINT)
-    labels = task.pseudo_labels(pairs_of(3))
+    labels = task.pseudo_labels(pairs_of(3), rng())
     assert labels["image"].target.tolist() == [0, 1, 2]
     assert labels["point"].target.tolist() == [1, 3, 3]
     assert labels["image"].selected.tolist() == [True, False, False]
@@ -261,7 +264,7 @@ def test_each_towers_own_threshold_is_used(model: CrossModalModel) -> None:
         thresholds = {"threshold_image": image, "threshold_point": point}
         task = task_of(model, mode="baseline", pseudo_labels=thresholds)
         task.teacher.module = opinions(logits, logits)
-        labels = task.pseudo_labels(pairs_of(1))
+        labels = task.pseudo_labels(pairs_of(1), rng())
         assert labels["image"].selected.item() == (image < 0.87)
         assert labels["point"].selected.item() == (point < 0.87)
 
@@ -276,7 +279,7 @@ def test_the_teachers_logits_are_averaged_over_its_views(model: CrossModalModel)
             return type("Seen", (), {"image_logits": both, "point_logits": both})
 
     task.teacher.module = Torn()  # type: ignore[assignment]
-    labels = task.pseudo_labels(pairs_of(1))
+    labels = task.pseudo_labels(pairs_of(1), rng())
     expected = ((first + second) / 2).softmax(dim=-1).max(dim=-1)
     assert labels["image"].target.tolist() == expected.indices.tolist() == [1]
     torch.testing.assert_close(labels["image"].confidence, expected.values)
@@ -285,7 +288,7 @@ def test_the_teachers_logits_are_averaged_over_its_views(model: CrossModalModel)
 def test_the_teacher_sees_whole_weak_pairs_in_evaluation_mode(model: CrossModalModel) -> None:
     task = task_of(model)
     pairs = task.augment(raw_batch(3), rng())
-    first, again = (task.pseudo_labels(pairs) for _ in range(2))
+    first, again = (task.pseudo_labels(pairs, rng()) for _ in range(2))
     assert torch.equal(first["image"].confidence, again["image"].confidence)
     with torch.no_grad():
         seen = [

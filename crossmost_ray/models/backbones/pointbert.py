@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossmost_ray.models.backbones.base import PointFeatures, PointTokens, check_num_points
 from crossmost_ray.ops.points import group_points
 
-
-class PointTokens(NamedTuple):
-    """A cloud cut into groups."""
-
-    tokens: Tensor
-    """(B, G, E) float, one embedding per group."""
-    centers: Tensor
-    """(B, G, 3) float."""
-
-
-class PointFeatures(NamedTuple):
-    """What a backbone makes of a cloud."""
-
-    pooled: Tensor
-    """(B, F) float."""
-    cls_token: Tensor
-    """(B, E) float, after the last norm."""
-    tokens: Tensor
-    """(B, G, E) float, after the last norm."""
+FpsStart = Literal["first", "random"]
 
 
 def _linear(convolution: nn.Module, x: Tensor) -> Tensor:
@@ -159,6 +142,8 @@ class PointBert(nn.Module):
         heads: Attention heads.
         group_width: Width of the small PointNet's output.
         drop_path: Chance of dropping the last block's branches while training.
+        fps_start: Which point the groups' centres are sampled from. From the first, evaluation is
+            deterministic; CrossMoST starts at a random one, even there.
 
     Source:
         Point-BERT (Yu et al., 2022); the CLS token's output beside the maximum over the tokens
@@ -175,13 +160,16 @@ class PointBert(nn.Module):
         heads: int,
         group_width: int,
         drop_path: float = 0.1,
+        fps_start: FpsStart = "first",
     ) -> None:
         super().__init__()
         self.num_tokens = num_groups
         self.group_size = group_size
         self.width = 2 * width
-        self.token_width = width
+        self.token_width: int | None = width
         self.depth = depth
+        self.min_points = max(num_groups, group_size)
+        self.fps_start: FpsStart = fps_start
         self.encoder = GroupEncoder(group_width)
         self.reduce_dim = nn.Linear(group_width, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -195,10 +183,26 @@ class PointBert(nn.Module):
         for token in (self.cls_token, self.cls_pos, self.mask_token):
             nn.init.trunc_normal_(token, std=0.02)
 
-    def tokenize(self, points: Tensor) -> PointTokens:
-        """Cuts (B, N, 3) points into groups and encodes each."""
-        groups, centers = group_points(points, self.num_tokens, self.group_size)
-        return PointTokens(self.reduce_dim(self.encoder(groups)), centers)
+    def tokenize(self, points: Tensor, generator: torch.Generator | None = None) -> PointTokens:
+        """Cuts (B, N, 3) points into groups and encodes each.
+
+        Args:
+            points: (B, N, 3) float.
+            generator: Draws the points to start from, where `fps_start` is "random"; torch's own
+                if there is none.
+
+        Raises:
+            ConfigError: If N is below the number of groups or the size of one.
+        """
+        check_num_points(points, self)
+        start = None
+        if self.fps_start == "random":
+            B, N, _ = points.shape
+            device = points.device if generator is None else generator.device
+            drawn = torch.randint(N, (B,), generator=generator, device=device)
+            start = drawn.to(points.device)
+        groups, centers = group_points(points, self.num_tokens, self.group_size, start=start)
+        return PointTokens(self.reduce_dim(self.encoder(groups)), centers, groups)
 
     def forward(self, seen: PointTokens, mask: Tensor | None = None) -> PointFeatures:
         """Reads a tokenised cloud.
@@ -208,6 +212,7 @@ class PointBert(nn.Module):
             mask: (B, G) bool, True where the mask token stands in for a group; None for none.
         """
         tokens = seen.tokens
+        assert tokens is not None
         if mask is not None:
             tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
         B = len(tokens)
@@ -217,7 +222,17 @@ class PointBert(nn.Module):
         x = self.norm(self.blocks(x, position))
         cls_token, tokens = x[:, 0], x[:, 1:]
         pooled = torch.cat([cls_token, tokens.amax(dim=1)], dim=-1)
-        return PointFeatures(pooled, cls_token, tokens)
+        return PointFeatures(pooled, cls_token, tokens, self.lm_head(tokens))
+
+    def layer_of(self, name: str) -> int:
+        """Tells how deep a parameter lies: 0 for embeddings, k + 1 for block k, then the heads."""
+        if name.startswith("blocks.blocks."):
+            return int(name.split(".")[2]) + 1
+        return self.depth + 1 if name.startswith(("norm.", "lm_head.")) else 0
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """Names the small PointNet: if the tokenizer moved, the target would move with it."""
+        return [self.encoder]
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -227,9 +242,31 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def pointbert() -> PointBert:
+def _full_size(num_groups: int, group_size: int, fps_start: FpsStart) -> PointBert:
+    return PointBert(
+        num_groups=num_groups,
+        group_size=group_size,
+        width=384,
+        depth=12,
+        heads=6,
+        group_width=256,
+        fps_start=fps_start,
+    )
+
+
+def pointbert(*, fps_start: FpsStart = "first") -> PointBert:
     """Builds the full-size backbone: 64 groups of 32 points, width 384, 12 blocks."""
-    return PointBert(num_groups=64, group_size=32, width=384, depth=12, heads=6, group_width=256)
+    return _full_size(64, 32, fps_start)
+
+
+def pointbert_512(*, fps_start: FpsStart = "first") -> PointBert:
+    """Builds the full-size backbone as in ULIP's checkpoint: 512 groups of 32 points."""
+    return _full_size(512, 32, fps_start)
+
+
+def pointbert_32(*, fps_start: FpsStart = "first") -> PointBert:
+    """Builds the full-size backbone as CrossMoST pre-trains it: 32 groups of 64 points."""
+    return _full_size(32, 64, fps_start)
 
 
 def pointbert_small() -> PointBert:

@@ -1,0 +1,115 @@
+"""The whole objective on one, two and four workers: the same eight pairs, the same gradients."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from crossmost_ray.models.classifier import build_classifier
+from crossmost_ray.schema import PairBatch, RawBatch
+from crossmost_ray.training.adapt import AdaptTask
+from crossmost_ray.training.step import weighted_sum
+from tests.synthetic import CLASSES, adapt_config, fresh_model, raw_batch
+
+PAIRS = 8
+IDS = torch.tensor([1, 2, 1, 3, 4, 2, 5, 1])
+"""Some objects come twice, on one worker or on two."""
+
+
+def task_of(threshold: float, wrap: Any = lambda module: module) -> AdaptTask:
+    config = adapt_config(
+        pseudo_labels={"threshold": threshold, "point_weight": 1.0},
+        weights={"entropy_image": 0.1, "entropy_point": 0.1, "agreement": 0.5},
+    )
+    model = fresh_model()
+    for block in model.point.backbone.blocks.blocks:
+        block.drop_path = 0.0  # drawn by each worker for itself
+    classifier = build_classifier(model, list(CLASSES), config.data.templates)
+    return AdaptTask(classifier, model.spec, config, wrap)
+
+
+def whole_batch(task: AdaptTask) -> tuple[PairBatch, Tensor]:
+    """Eight augmented pairs and the groups that are hidden, as one worker would draw them."""
+    generator = torch.Generator().manual_seed(5)
+    pairs = task.augment(raw_batch(PAIRS, captions=False, seed=3), generator)
+    seen = task.bare_student.point.tokenize(pairs.points_strong)
+    mask = task.bare_student.point.draw_mask(seen, (0.1, 0.6), generator)
+    return pairs._replace(object_id=IDS), mask
+
+
+def gradients(threshold: float, rank: int, num_workers: int) -> dict[str, Any]:
+    """The loss and its gradients, of this worker's share of the eight pairs."""
+    wrap = DistributedDataParallel if num_workers > 1 else lambda module: module
+    task = task_of(threshold, wrap)
+    pairs, mask = whole_batch(task)
+    share = slice(rank * PAIRS // num_workers, (rank + 1) * PAIRS // num_workers)
+    own, own_mask = PairBatch(*(part[share] for part in pairs)), mask[share]
+    chosen = task.pseudo_labels(own, torch.Generator())["image"].selected.sum()
+
+    def augment(batch: RawBatch, generator: torch.Generator) -> PairBatch:
+        return own
+
+    def draw_mask(seen: Any, ratio: Any, generator: Any) -> Tensor:
+        return own_mask
+
+    task.augment = augment  # type: ignore[method-assign]
+    task.bare_student.point.draw_mask = draw_mask  # type: ignore[method-assign]
+    terms = task.losses(raw_batch(1, captions=False), torch.Generator().manual_seed(0))
+    total = weighted_sum(terms, task.weights)
+    total.backward()
+    bare: nn.Module = task.bare_student
+    return {
+        "chosen": int(chosen),
+        "loss": total.detach(),
+        "hidden": int(own_mask.sum()),
+        "gradients": {n: p.grad for n, p in bare.named_parameters() if p.grad is not None},
+    }
+
+
+def worker(rank: int, num_workers: int, threshold: float, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_workers
+    )
+    torch.save(gradients(threshold, rank, num_workers), f"{folder}/found-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def threshold() -> float:
+    """Lets three of the eight objects through."""
+    task = task_of(0.0)
+    pairs, _ = whole_batch(task)
+    sure = task.pseudo_labels(pairs, torch.Generator())["image"].confidence.sort().values
+    return float((sure[-3] + sure[-4]) / 2)
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_workers_share_a_batch_without_changing_its_gradient(
+    tmp_path: Path, threshold: float, num_workers: int
+) -> None:
+    alone = gradients(threshold, 0, 1)
+    assert alone["chosen"] == 3
+    mp.spawn(worker, args=(num_workers, threshold, str(tmp_path)), nprocs=num_workers)
+    found = [
+        torch.load(tmp_path / f"found-{rank}.pt", weights_only=True) for rank in range(num_workers)
+    ]
+    # Unequal shares: means of means would differ from the mean.
+    assert len({share["chosen"] for share in found}) > 1
+    assert len({share["hidden"] for share in found}) > 1
+    loss = torch.stack([share["loss"] for share in found]).mean()
+    torch.testing.assert_close(loss, alone["loss"], rtol=1e-5, atol=1e-6)
+    for name, gradient in alone["gradients"].items():
+        for share in found:
+            torch.testing.assert_close(
+                share["gradients"][name], gradient, rtol=1e-3, atol=1e-5, msg=name
+            )
