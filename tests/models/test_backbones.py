@@ -367,6 +367,7 @@ def test_a_pointwise_layer_is_a_convolution_of_width_1(axes: int) -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on Python's path; what was imported from it is forgotten afterwards."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("CROSSMOST_RAY_BACKBONES", "a:b,my_backbone:DeepSet")
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -432,9 +433,22 @@ def test_a_backbone_that_is_none_is_refused(
         ("fractions:Fraction", "gives Fraction, expected an nn.Module"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_refused(name: str, message: str) -> None:
+def test_a_name_that_leads_nowhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setenv("CROSSMOST_RAY_BACKBONES", name)
     with pytest.raises(ConfigError, match=message):
         build_point_backbone(name)
+
+
+def test_code_that_nobody_trusts_is_not_even_imported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "hostile.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="CROSSMOST_RAY_BACKBONES=hostile:build"):
+        build_point_backbone("hostile:build")
+    assert not (folder / "ran").exists()
 
 
 def test_trying_a_backbone_out_leaves_it_as_it_was(folder: Path) -> None:

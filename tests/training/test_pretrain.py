@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
-from crossmost_ray.config import PretrainWeights, config_dict
+from crossmost_ray.config import ConfigError, PretrainWeights, config_dict
 from crossmost_ray.data.augment import normalize_images, resize_images, to_float
 from crossmost_ray.models.classifier import CrossModalModel, build_classifier
+from crossmost_ray.models.pretrained import load_model
 from crossmost_ray.optim import build_optimizer, set_learning_rate
 from crossmost_ray.schema import RawBatch
+from crossmost_ray.training.build import build_task
 from crossmost_ray.training.pretrain import PretrainTask
 from crossmost_ray.training.step import train_step
-from tests.synthetic import CLASSES, pretrain_config, raw_batch
+from tests.synthetic import CLASSES, pretrain_config, raw_batch, tiny_model
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -143,3 +146,66 @@ def test_a_dozen_steps_teach_four_easy_classes(model: CrossModalModel) -> None:
     assert sum(losses[-3:]) < 0.85 * sum(losses[:3])
     assert before < 0.5
     assert image_accuracy(task.model, unseen) >= 0.75
+
+
+# Around given towers
+
+
+def test_frozen_towers_stand_still_while_the_point_tower_learns(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "start", seed=3)
+    config = pretrain_config(
+        model={"start": str(folder)}, freeze=["image", "text"], freeze_scale=True
+    )
+    task = build_task(config, ())
+    assert isinstance(task, PretrainTask)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    optimizer = build_optimizer(task.parameter_groups(), config.optim)
+    set_learning_rate(optimizer, 1e-3)
+    train_step(
+        task,
+        optimizer,
+        raw_batch(4, num_views=1),
+        step=0,
+        generator=rng(),
+        clip_norm=10.0,
+        precision=torch.float32,
+    )
+    moved = {n for n, value in task.model.state_dict().items() if not torch.equal(value, before[n])}
+    assert {name.partition(".")[0] for name in moved} == {"point"}
+    assert "point.projection" in moved
+    terms = losses_of(task, raw_batch(4, num_views=1))
+    assert not terms.keys() & {"image_text", "masked_image", "global_local_image"}
+    assert terms.keys() >= {"point_text", "point_image", "masked_point"}
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_given_models_towers_are_taken(tmp_path: Path, fresh: bool) -> None:
+    folder = tiny_model(tmp_path / "start", seed=3)
+    config = pretrain_config(model={"start": str(folder), "fresh_point": fresh})
+    task = build_task(config, ())
+    assert isinstance(task, PretrainTask)
+    given = load_model(folder).model.state_dict()
+    for name, value in task.model.state_dict().items():
+        taken = not name.startswith("point.") or not fresh
+        assert torch.equal(value, given[name]) or not taken, name
+    assert torch.equal(task.model.point.projection, given["point.projection"]) != fresh
+
+
+def test_another_backbone_is_built_beside_given_towers(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "start")
+    config = pretrain_config(
+        model={"start": str(folder), "point_backbone": "pointnet2_ssg"},
+        data={"num_points": 512},
+        freeze=["image", "text"],
+    )
+    task = build_task(config, ())
+    assert isinstance(task, PretrainTask)
+    assert task.model.spec.point_backbone == "pointnet2_ssg"
+    terms = losses_of(task, raw_batch(4, num_views=1, num_points=512))
+    # It has no tokens: the terms that need them are left out.
+    assert terms.keys() == {"point_text", "point_image"}
+
+
+def test_freezing_what_was_never_trained_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"freeze names image.*model\.start names no folder"):
+        pretrain_config(freeze=["image"])

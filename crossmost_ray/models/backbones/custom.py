@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import nn
 
 from crossmost_ray.config import ConfigError
 from crossmost_ray.models.backbones.base import PointBackbone
+
+TRUSTED = "CROSSMOST_RAY_BACKBONES"
+"""Environment variable that lists the backbones whose code may be imported."""
 
 NUMBERS = ("width", "depth", "min_points")
 METHODS = ("tokenize", "layer_of", "frozen_modules")
@@ -24,9 +28,15 @@ def build_custom_backbone(path: str) -> PointBackbone:
         path: "package.module:function"; a class will do as the function.
 
     Raises:
-        ConfigError: If it can't be imported or called, or if what it returns is no
-            `PointBackbone`: lacks an attribute, or gives outputs of other shapes than it says.
+        ConfigError: If it is not trusted, can't be imported or called, or if what it returns is
+            no `PointBackbone`: lacks an attribute, or gives outputs of other shapes than it says.
     """
+    if path not in os.environ.get(TRUSTED, "").split(","):
+        # A model folder may come from anywhere, and its config may name anything.
+        raise ConfigError(
+            f"the point backbone '{path}' is code outside this package; if you trust it, set the "
+            f"environment variable {TRUSTED}={path} (several are parted by commas), on every node"
+        )
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
