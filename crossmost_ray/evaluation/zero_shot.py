@@ -11,6 +11,7 @@ from crossmost_ray.data.shards import class_names
 from crossmost_ray.evaluation.adaptation import METRICS_NAME, PREDICTIONS_NAME
 from crossmost_ray.evaluation.cluster import predict, write_predictions
 from crossmost_ray.evaluation.report import summarize
+from crossmost_ray.models.pretrained import load_model
 from crossmost_ray.training.worker import write_whole
 
 
@@ -26,6 +27,8 @@ def evaluate(config: EvaluateConfig) -> tuple[Path, dict[str, Any]]:
     Raises:
         ConfigError: For everything that a user can cure.
     """
+    for path in config.models.values():
+        load_model(path)  # a damaged folder is refused here, not in an actor
     classes = class_names(config.classes, next(iter(config.splits.values())))
     table = predict(
         config.models,

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from crossmost_ray.config import AdaptConfig, ConfigError, PretrainConfig, load_config, parse_config
 from crossmost_ray.evaluation.adaptation import adapt_and_evaluate
 from crossmost_ray.evaluation.pretraining import pretrain_and_evaluate
-from crossmost_ray.models.pretrained import load_model
+from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
+from crossmost_ray.models.pretrained import load_model, save_model
 from crossmost_ray.training.checkpoint import load_state
 from crossmost_ray.training.trainer import check_cluster, train
 from tests.synthetic import CLASSES, tiny_model, write_shards
@@ -97,7 +98,7 @@ def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
     stored = yaml.safe_load((folder / "config.yaml").read_text())
     for row in history:
         terms = {k.removeprefix("loss/"): v for k, v in row.items() if k.startswith("loss/")}
-        assert terms.keys() == stored["weights"].keys()
+        assert terms.keys() == {name for name, weight in stored["weights"].items() if weight > 0}
         total = sum(stored["weights"][name] * term for name, term in terms.items())
         assert row["loss"] == pytest.approx(total, rel=1e-4)
 
@@ -180,6 +181,20 @@ def test_pretraining_writes_a_model_that_adaptation_takes(ray_cluster: None, inp
     }
 
     train(adapt_config(inputs, name="after", model=str(folder), mode="points_only"))
+
+
+def test_a_backbone_without_tokens_is_adapted_and_the_run_says_what_is_left_out(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path / "shards", num_points=600)
+    model = CrossModalModel(ModelSpec("vit_small_64", "pointnet2_ssg"))
+    save_model(tmp_path / "model", model, card="# without tokens\n")
+    config = adapt_config(tmp_path, data={"num_points": 512}, optim={"epochs": 1})
+    state = load_state(train(config))
+    terms = {name for name in state["history"][-1] if name.startswith("loss/")}
+    assert "loss/self_training_point" in terms
+    assert not terms & {"loss/masked_point", "loss/global_local_point"}
+    assert "masked_point and global_local_point are left out" in capsys.readouterr().out
 
 
 def refuse(config: AdaptConfig, *parts: str, resume: bool = False) -> None:
