@@ -89,6 +89,10 @@ def read_list(kind: Literal["classes", "templates"], value: Any) -> Any:
     return listed
 
 
+Classes = Annotated[list[str], BeforeValidator(partial(read_list, "classes"))]
+Templates = Annotated[list[str], BeforeValidator(partial(read_list, "templates"))]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """Where the shards lie and how they are cut into batches."""
@@ -102,13 +106,11 @@ class DataConfig:
     open_set_shards: str | None = None
     """Objects of none of the classes: the report says how many the model is confident about."""
 
-    classes: Annotated[list[str] | None, BeforeValidator(partial(read_list, "classes"))] = None
+    classes: Classes | None = None
     """Class names to tell apart, or the name of a list such as modelnet40, or a file of one name a
     line. None takes the list in the shards' manifest."""
 
-    templates: Annotated[list[str], BeforeValidator(partial(read_list, "templates"))] = (
-        dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
-    )
+    templates: Templates = dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
     """Prompts, or the name of a set such as modelnet40_64, or a file of one prompt a line; `{}`
     stands for the class name. Their embeddings are averaged."""
 
@@ -133,11 +135,20 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.classes is not None:
             check_classes(self.classes, "data.classes")
-        if not self.templates:
-            raise ValueError("templates is empty: give at least one prompt, such as 'a {}.'")
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"template {template!r} must hold {{}} once, for the class name")
+        check_templates(self.templates)
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuses prompts that can't make a classifier.
+
+    Raises:
+        ValueError: If there are none, or one does not hold {} once.
+    """
+    if not templates:
+        raise ValueError("templates is empty: give at least one prompt, such as 'a {}.'")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"template {template!r} must hold {{}} once, for the class name")
 
 
 def check_classes(classes: Sequence[str], source: str) -> None:
@@ -494,12 +505,10 @@ class EvaluateConfig:
     splits: Annotated[dict[str, str], Field(min_length=1)]
     """Folders of shards by the name that the report gives them."""
 
-    classes: Annotated[list[str] | None, BeforeValidator(partial(read_list, "classes"))] = None
+    classes: Classes | None = None
     """As `data.classes`; None takes the manifest's of the first split."""
 
-    templates: Annotated[list[str], BeforeValidator(partial(read_list, "templates"))] = (
-        dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
-    )
+    templates: Templates = dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
     """As `data.templates`."""
 
     num_points: Count = 1024
@@ -508,6 +517,11 @@ class EvaluateConfig:
     output: str = "runs"
     use_gpu: bool = False
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            check_classes(self.classes, "classes")
+        check_templates(self.templates)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

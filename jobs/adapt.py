@@ -7,20 +7,14 @@ Change a setting:   python jobs/adapt.py CONFIG seed=1 optim.epochs=4
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from crossmost_ray.command_line import job_parser
 from crossmost_ray.config import AdaptConfig, ConfigError, load_config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file with the fields of AdaptConfig")
-    parser.add_argument("overrides", nargs="*", help="dotted.key=value, wins over the file")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
-    args = parser.parse_args()
+    args = job_parser(__doc__, AdaptConfig, resume=True).parse_args()
     try:
         config = load_config(AdaptConfig, args.config, args.overrides)
         # Imported once the config is known to be good: torch and Ray take seconds.

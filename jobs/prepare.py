@@ -7,22 +7,17 @@ For a quick look:   python jobs/prepare.py CONFIG limit=8 output=/tmp/look
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 
+from crossmost_ray.command_line import job_parser
 from crossmost_ray.config import ConfigError, load_config
 from crossmost_ray.prepare.config import PrepareConfig
 from crossmost_ray.prepare.pipeline import prepare
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file with the fields of PrepareConfig")
-    parser.add_argument("overrides", nargs="*", help="dotted.key=value, wins over the file")
-    args = parser.parse_args()
+    args = job_parser(__doc__, PrepareConfig).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         prepared = prepare(load_config(PrepareConfig, args.config, args.overrides))

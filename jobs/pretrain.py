@@ -6,21 +6,15 @@ On a cluster:       ray job submit --working-dir . -- python jobs/pretrain.py CO
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
+from crossmost_ray.command_line import job_parser
 from crossmost_ray.config import ConfigError, PretrainConfig, load_config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file with the fields of PretrainConfig")
-    parser.add_argument("overrides", nargs="*", help="dotted.key=value, wins over the file")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
-    args = parser.parse_args()
+    args = job_parser(__doc__, PretrainConfig, resume=True).parse_args()
     try:
         config = load_config(PretrainConfig, args.config, args.overrides)
         from crossmost_ray.evaluation.pretraining import pretrain_and_evaluate

@@ -6,19 +6,15 @@ writes the result table. Finished runs are kept: what was interrupted goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 
+from crossmost_ray.command_line import job_parser
 from crossmost_ray.config import AdaptConfig, ConfigError, load_config, resolve_path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file with the fields of AdaptConfig")
-    parser.add_argument("overrides", nargs="*", help="dotted.key=value, wins over the file")
+    parser = job_parser(__doc__, AdaptConfig)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--modes", nargs="+", default=["crossmost", "baseline"])
     args = parser.parse_args()

@@ -24,6 +24,7 @@ from crossmost_ray.ops.masks import block_mask
 from crossmost_ray.ops.points import nearest_neighbors, normalize_to_unit_sphere
 from crossmost_ray.optim import learning_rate
 from crossmost_ray.teacher import ema_decay
+from tests.data.test_augment import STILL, rng
 from tests.golden.recipe import unit
 
 FOLDER = Path(__file__).parent / "golden"
@@ -33,10 +34,6 @@ FACTS: dict[str, Any] = json.loads((FOLDER / "functions.json").read_text())
 
 def golden(name: str) -> Tensor:
     return torch.from_numpy(np.asarray(GOLDEN[name]))
-
-
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("name", FACTS["mask_generator"])
@@ -144,16 +141,6 @@ def test_filling_up_adds_means_of_ten_neighbours(seed: int) -> None:
     assert fill_up_points(points[None], 64, rng(0)).shape == (1, 64, 3)
 
 
-STILL = PointAugmentConfig(
-    weak_scale=0.0,
-    weak_angle=0.0,
-    scale_low=1.0,
-    scale_high=1.0,
-    turn=0.0,
-    shift=0.0,
-    jitter=0.0,
-    dropout=0.0,
-)
 FULL = PointAugmentConfig()
 MOMENTS: dict[str, tuple[PointAugmentConfig, Any]] = {
     "PointcloudScale(0.5,2)": (replace(STILL, scale_low=0.5, scale_high=2.0), strong_points),

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from crossmost_ray.config import AdaptConfig
 from crossmost_ray.data.shards import class_names
-from crossmost_ray.evaluation.cluster import predict, write_predictions
-from crossmost_ray.evaluation.report import OPEN_SET, ZERO_SHOT, summarize
+from crossmost_ray.evaluation.measure import measure
+from crossmost_ray.evaluation.report import OPEN_SET, ZERO_SHOT
 from crossmost_ray.training.export import export_adapted
 from crossmost_ray.training.trainer import train
-from crossmost_ray.training.worker import write_whole
-
-METRICS_NAME = "metrics.json"
-PREDICTIONS_NAME = "predictions.parquet"
 
 
 def adapt_and_evaluate(config: AdaptConfig, *, resume: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -34,22 +29,19 @@ def adapt_and_evaluate(config: AdaptConfig, *, resume: bool = False) -> tuple[Pa
     checkpoint = train(config, resume=resume)
     folder = checkpoint.parent
     models = export_adapted(config, checkpoint, folder)
-    classes = class_names(config.data.classes, config.data.shards)
     splits = {"transductive": config.data.shards}
     if config.data.test_shards is not None:
         splits["test"] = config.data.test_shards
     if config.data.open_set_shards is not None:
         splits[OPEN_SET] = config.data.open_set_shards
-    table = predict(
+    summary = measure(
         {ZERO_SHOT: config.model, **{name: str(path) for name, path in models.items()}},
         splits,
-        classes=classes,
+        folder,
+        classes=class_names(config.data.classes, config.data.shards),
         templates=config.data.templates,
         num_points=config.data.num_points,
         config=config.evaluation,
         use_gpu=config.cluster.use_gpu,
     )
-    summary = summarize(table, classes, confident=config.evaluation.confident)
-    write_predictions(table, folder / PREDICTIONS_NAME)
-    write_whole(folder / METRICS_NAME, json.dumps(summary, indent=1) + "\n")
     return folder, summary

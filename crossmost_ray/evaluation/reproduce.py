@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossmost_ray.config import AdaptConfig, ConfigError, Mode, resolve_path
-from crossmost_ray.evaluation.adaptation import PREDICTIONS_NAME, adapt_and_evaluate
+from crossmost_ray.evaluation.adaptation import adapt_and_evaluate
+from crossmost_ray.evaluation.measure import PREDICTIONS_NAME
 from crossmost_ray.evaluation.predictor import OPINIONS
 from crossmost_ray.evaluation.report import TEACHER, ZERO_SHOT, gain_text, is_right, labelled_ids
 from crossmost_ray.tally import Interval, paired_bootstrap

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from crossmost_ray.config import ConfigError, EvaluateConfig, parse_config
+from crossmost_ray.evaluation.measure import evaluate
 from crossmost_ray.evaluation.report import summary_table
-from crossmost_ray.evaluation.zero_shot import evaluate
 from tests.synthetic import CLASSES, tiny_model, write_shards
 
 pytestmark = pytest.mark.ray

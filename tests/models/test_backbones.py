@@ -144,13 +144,17 @@ def embedded(tower: PointTower, pair: Tensor) -> tuple[PointTokens, TowerOutput]
         return seen, tower(seen)
 
 
-def test_the_table_keeps_its_promises_to_the_tower(tower: PointTower) -> None:
+def test_the_table_keeps_its_promises_to_the_tower(
+    tower: PointTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The same trial that a backbone of one's own has to pass.
     kind = type(tower.backbone)
     name = next(
         name for name, build in POINT_BACKBONES.items() if build.__module__ == (kind.__module__)
     )
-    assert type(build_point_backbone(f"{kind.__module__}:{name}")) is kind
+    path = f"{kind.__module__}:{name}"
+    monkeypatch.setenv("CROSSMOST_RAY_BACKBONES", path)
+    assert type(build_point_backbone(path)) is kind
 
 
 def test_clouds_of_a_batch_do_not_see_each_other(
