@@ -128,7 +128,12 @@ def read_rows(
     # One seed, one result: blocks must not arrive in the order they happen to finish.
     context.execution_options.preserve_order = True
     return ray.data.read_parquet(
-        [str(file) for file in files], columns=list(columns), include_paths=include_paths
+        [str(file) for file in files],
+        columns=list(columns),
+        include_paths=include_paths,
+        # Left to itself, Ray cuts the files by the cluster's CPUs, and the workers' shares with
+        # them: a run that goes on elsewhere would be another run.
+        override_num_blocks=len(files),
     )
 
 

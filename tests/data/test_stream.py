@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crossmost_ray.config import ConfigError, DataConfig
 from crossmost_ray.data.shards import BadRow, ShardCheck
-from crossmost_ray.data.stream import RawCollate, pair_rows, ring_views, steps_per_epoch
+from crossmost_ray.data.stream import RawCollate, pair_rows, read_rows, ring_views, steps_per_epoch
 from crossmost_ray.schema import SHARD_SCHEMA
 from tests.synthetic import write_shards
 
@@ -99,3 +99,17 @@ def test_steps_are_those_that_the_poorest_worker_can_take() -> None:
     assert steps_per_epoch(check, config(132), 1) == 1
     with pytest.raises(ConfigError, match="132 pairs"):
         steps_per_epoch(check, config(133), 1)
+
+
+@pytest.mark.ray
+def test_how_rows_are_cut_follows_from_the_shards_not_from_the_cluster(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    # Blocks are what workers share. Eleven rows in three files; Ray alone would cut them in eight.
+    shards = write_shards(tmp_path / "shards", num_objects=11, num_files=3)
+    rows = read_rows(sorted(shards.glob("*.parquet")), ("object_id",)).materialize()
+    parts = [
+        meta.num_rows for bundle in rows.iter_internal_ref_bundles() for meta in bundle.metadata
+    ]
+    assert parts == [4, 4, 3]
+    assert [row["object_id"] for row in rows.take_all()] == [f"synthetic/0-{k}" for k in range(11)]

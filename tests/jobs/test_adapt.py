@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from crossmost_ray.evaluation.adaptation import adapt_and_evaluate
 from crossmost_ray.evaluation.pretraining import pretrain_and_evaluate
 from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
 from crossmost_ray.models.pretrained import load_model, save_model
+from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import load_state
 from crossmost_ray.training.trainer import check_cluster, train
-from tests.synthetic import CLASSES, tiny_model, write_shards
+from tests.synthetic import CLASSES, Fault, tiny_model, write_shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,11 +59,18 @@ def adapt_config(tmp_path: Path, **sections: Any) -> AdaptConfig:
     return parse_config(AdaptConfig, values(tmp_path, **sections), "the test")
 
 
+def write_inputs(folder: Path) -> Path:
+    write_shards(folder / "shards", num_objects=16)
+    tiny_model(folder / "model")
+    return folder
+
+
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
-    write_shards(tmp_path / "shards", num_objects=16)
-    tiny_model(tmp_path / "model")
-    return tmp_path
+    return write_inputs(tmp_path)
+
+
+FAULTS: dict[int, Fault] = {1: "nan", 6: "few_points", 11: "bad_view"}
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -74,15 +83,42 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
-    ray_cluster: None, inputs: Path
-) -> None:
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, its config and its metrics."""
+
+    config: AdaptConfig
+    folder: Path
+    summary: dict[str, Any]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return weights(max(self.folder.glob("epoch-*")))
+
+
+# Half a CPU each, so that they and the stream fit on two, which a driver of its own may have.
+SHARED: dict[str, Any] = {
+    "name": "whole",
+    "optim": {"epochs": 3},
+    "cluster": {"num_workers": 2, "cpus_per_worker": 0.5},
+}
+"""Sections of the run that several tests share: two workers, three epochs."""
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run that nothing disturbed. Shared: tests only read it."""
+    inputs = write_inputs(tmp_path_factory.mktemp("whole"))
     write_shards(inputs / "test", num_objects=8, seed=1)
     write_shards(inputs / "open", num_objects=4, seed=2, labels=False)
     data = {"test_shards": str(inputs / "test"), "open_set_shards": str(inputs / "open")}
+    config = adapt_config(inputs, **SHARED, data=data)
+    return Finished(config, *adapt_and_evaluate(config))
 
-    folder, summary = adapt_and_evaluate(adapt_config(inputs, data=data))
 
+def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
+    whole: Finished,
+) -> None:
+    folder, summary = whole.folder, whole.summary
     table = pq.read_table(folder / "predictions.parquet")
     keys = [(r["split"], r["model"], r["object_id"]) for r in table.to_pylist()]
     assert len(keys) == len(set(keys)) == 3 * (16 + 8 + 4)
@@ -93,7 +129,7 @@ def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
     assert 0 <= summary["splits"]["open-set"]["student"]["confident_percent"] <= 100
 
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in history] == [4, 8]
+    assert [row["step"] for row in history] == [4, 8, 12]
     # What was logged is what was optimised: the terms, each times its weight, sum to the loss.
     stored = yaml.safe_load((folder / "config.yaml").read_text())
     for row in history:
@@ -105,17 +141,13 @@ def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
     teacher, student = load_model(folder / "teacher"), load_model(folder / "student")
     assert teacher.classes == list(CLASSES)
     assert not torch.equal(teacher.model.image.visual.proj, student.model.image.visual.proj)
-    start = load_model(inputs / "model")
+    start = load_model(whole.config.model)
     # The text tower stays as it was, so that the adapted model can be asked for new classes.
     for name, value in start.model.text.state_dict().items():
         assert torch.equal(value, teacher.model.text.state_dict()[name])
 
 
-def test_replacing_every_label_changes_no_bit_of_the_weights(
-    ray_cluster: None, inputs: Path
-) -> None:
-    data = {"classes": list(CLASSES)}
-    honest = weights(train(adapt_config(inputs, name="honest", data=data)))
+def test_replacing_every_label_changes_no_bit_of_the_weights(whole: Finished, inputs: Path) -> None:
     for path in (inputs / "shards").glob("*.parquet"):
         table = pq.read_table(path)
         place, field = table.schema.get_field_index("label"), table.schema.field("label")
@@ -123,19 +155,17 @@ def test_replacing_every_label_changes_no_bit_of_the_weights(
         place, field = table.schema.get_field_index("captions"), table.schema.field("captions")
         table = table.set_column(place, field, [[["a lie"]] * table.num_rows])
         pq.write_table(table, path)
-
-    assert_same(honest, weights(train(adapt_config(inputs, name="lied-to", data=data))))
+    # Elsewhere on the disk, too, and under another name.
+    lied_to = train(adapt_config(inputs, **{**SHARED, "name": "lied-to"}))
+    assert_same(whole.weights(), weights(lied_to))
 
 
 def test_a_run_whose_driver_is_killed_goes_on_as_if_it_had_not_been(
-    ray_cluster: None, inputs: Path
+    whole: Finished, inputs: Path
 ) -> None:
-    whole = weights(train(adapt_config(inputs, name="whole", optim={"epochs": 3})))
-
     path = inputs / "config.yaml"
-    path.write_text(yaml.safe_dump(values(inputs, name="killed", optim={"epochs": 3})))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment["RAY_ADDRESS"] = "local"
+    path.write_text(yaml.safe_dump(values(inputs, **{**SHARED, "name": "killed"})))
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
     driver = subprocess.Popen(
         [sys.executable, str(ROOT / "jobs/adapt.py"), str(path)],
         env=environment,
@@ -156,19 +186,17 @@ def test_a_run_whose_driver_is_killed_goes_on_as_if_it_had_not_been(
     config = load_config(AdaptConfig, path)
     with pytest.raises(ConfigError, match=r"the run 'killed' exists .* --resume"):
         train(config)
-    assert_same(whole, weights(train(config, resume=True)))
-
-
-def test_two_workers_share_a_batch_and_agree(ray_cluster: None, inputs: Path) -> None:
-    cluster = {"num_workers": 2}
-    first = weights(train(adapt_config(inputs, name="two", cluster=cluster)))
-    again = weights(train(adapt_config(inputs, name="two-again", cluster=cluster)))
-    assert_same(first, again)
+    assert_same(whole.weights(), weights(train(config, resume=True)))
 
 
 def test_pretraining_writes_a_model_that_adaptation_takes(ray_cluster: None, inputs: Path) -> None:
-    shards = str(inputs / "shards")
-    settings = values(inputs, name="pre", model={}, report={"train": shards})
+    settings = values(
+        inputs,
+        name="pre",
+        model={},
+        optim={"epochs": 1},
+        report={"train": str(inputs / "shards")},
+    )
     folder = pretrain_and_evaluate(
         parse_config(PretrainConfig, settings, "the test"), command="the test"
     )
@@ -179,22 +207,30 @@ def test_pretraining_writes_a_model_that_adaptation_takes(ray_cluster: None, inp
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {
         torch.float16
     }
+    task = build_task(adapt_config(inputs, model=str(folder)), CLASSES)
+    assert_same(
+        dict(task.student.image.state_dict()), dict(load_model(folder).model.image.state_dict())
+    )
 
-    train(adapt_config(inputs, name="after", model=str(folder), mode="points_only"))
 
-
-def test_a_backbone_without_tokens_is_adapted_and_the_run_says_what_is_left_out(
+def test_a_run_says_which_terms_and_which_rows_it_leaves_out(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_shards(tmp_path / "shards", num_points=600)
+    # A backbone without tokens, and three rows that can't be used.
+    write_shards(tmp_path / "shards", num_points=600, corrupt=FAULTS)
     model = CrossModalModel(ModelSpec("vit_small_64", "pointnet2_ssg"))
     save_model(tmp_path / "model", model, card="# without tokens\n")
-    config = adapt_config(tmp_path, data={"num_points": 512}, optim={"epochs": 1})
-    state = load_state(train(config))
+    data = {"num_points": 512, "num_views": 2, "bad_rows": "skip", "batch_size": 13}
+    state = load_state(train(adapt_config(tmp_path, data=data, optim={"epochs": 1})))
+
+    assert state["history"][0]["step"] == 2, "13 objects with two views each"
     terms = {name for name in state["history"][-1] if name.startswith("loss/")}
     assert "loss/self_training_point" in terms
     assert not terms & {"loss/masked_point", "loss/global_local_point"}
-    assert "masked_point and global_local_point are left out" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "masked_point and global_local_point are left out" in printed
+    assert "13 objects in 2 shards, 3 left out" in printed
+    assert "left out: part-00001.parquet, row 3 (synthetic/0-11)" in printed
 
 
 def refuse(config: AdaptConfig, *parts: str, resume: bool = False) -> None:
@@ -214,11 +250,8 @@ def test_a_missing_model_folder_is_refused(inputs: Path) -> None:
     refuse(adapt_config(inputs, model=str(inputs / "none")), "there is no model folder", "none")
 
 
-def test_rows_that_cannot_be_used_are_named_and_skipped_only_when_asked(
-    ray_cluster: None, inputs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    faults = {1: "nan", 6: "few_points", 11: "bad_view"}
-    write_shards(inputs / "shards", num_objects=16, corrupt=faults)  # type: ignore[arg-type]
+def test_rows_that_cannot_be_used_are_named(ray_cluster: None, inputs: Path) -> None:
+    write_shards(inputs / "shards", num_objects=16, corrupt=FAULTS)
     refuse(
         adapt_config(inputs),
         "3 of 16 rows",
@@ -227,13 +260,6 @@ def test_rows_that_cannot_be_used_are_named_and_skipped_only_when_asked(
         "part-00001.parquet, row 3 (synthetic/0-11): view 3 can't be decoded",
         "data.bad_rows=skip",
     )
-    capsys.readouterr()
-    data = {"bad_rows": "skip", "batch_size": 13}
-    checkpoint = train(adapt_config(inputs, name="skipped", data=data, optim={"epochs": 1}))
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "13 objects in 2 shards, 3 left out" in printed
-    assert "left out: part-00001.parquet, row 3 (synthetic/0-11)" in printed
-    assert load_state(checkpoint)["history"][0]["step"] == 4
 
 
 def test_a_batch_larger_than_the_data_is_refused(ray_cluster: None, inputs: Path) -> None:
@@ -278,13 +304,15 @@ def test_an_output_that_cannot_be_written_is_refused(ray_cluster: None, inputs: 
         train(config)
 
 
-def test_resuming_what_never_was_or_was_another_run_is_refused(
-    ray_cluster: None, inputs: Path
-) -> None:
+def test_resuming_what_never_was_is_refused(ray_cluster: None, inputs: Path) -> None:
     refuse(adapt_config(inputs), "there is no run 'run'", resume=True)
-    train(adapt_config(inputs, optim={"epochs": 1}))
-    with pytest.raises(ConfigError, match=r"other values of optim.lr, seed "):
-        train(adapt_config(inputs, seed=3, optim={"epochs": 1, "lr": 2e-3}), resume=True)
+
+
+def test_resuming_what_was_another_run_is_refused(whole: Finished) -> None:
+    with pytest.raises(ConfigError, match=r"other values of optim.epochs, seed "):
+        train(
+            replace(whole.config, seed=3, optim=replace(whole.config.optim, epochs=4)), resume=True
+        )
 
 
 def test_the_job_reports_every_slip_and_exits_with_1(tmp_path: Path) -> None:
