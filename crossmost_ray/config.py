@@ -312,12 +312,14 @@ class CompatConfig:
     mim_norm: Literal["channels", "tokens197"] = "channels"
     """Masked image modelling: mean over channels, or their sum over the number of tokens."""
 
-    mpm_target: Literal["tokens_detached", "mask_token", "chamfer"] = "tokens_detached"
+    mpm_target: Literal["tokens_detached", "mask_token", "chamfer", "token_ids"] = "tokens_detached"
     """What masked point modelling predicts: the hidden groups' tokens, the mask token itself
-    (which says nothing of the cloud), or the hidden groups' points."""
+    (which says nothing of the cloud), the hidden groups' points, or the ids that the discrete
+    autoencoder in `point_tokenizer` gives them."""
 
     mpm_norm: Literal["mean", "upstream"] = "mean"
-    """Masked point modelling: mean over hidden elements, or the channels' sum over the batch."""
+    """Masked point modelling: mean over hidden elements, or the channels' sum over the batch.
+    Points and ids are always averaged."""
 
     tie: Literal["image", "point", "sum"] = "image"
     """Whose class a joint label takes where both towers are equally sure; sum adds the indices."""
@@ -359,6 +361,14 @@ class CompatConfig:
     ema_restore: bool = True
     """Whether a resumed run takes its teacher back, or starts it over from the zero-shot model."""
 
+    test_view: Literal["mean", "random"] = "mean"
+    """Whether the image tower's answer is the mean over an object's views, or one view's that the
+    lot picks. `evaluation.num_views: 1` fixes one."""
+
+    select_on: Literal["last", "oracle_test_points"] = "last"
+    """Which checkpoint is kept: the last, or the one whose student names most test objects rightly
+    by their points. The latter reads the test split's labels: its accuracy says little."""
+
 
 REFERENCE_COMPAT: dict[str, Any] = {
     "mim_norm": "tokens197",
@@ -377,12 +387,21 @@ REFERENCE_COMPAT: dict[str, Any] = {
     "strong_upsample": "always",
     "fps_start": "random",
     "ema_restore": False,
+    "test_view": "random",
+    "select_on": "oracle_test_points",
 }
 """What `compat: reference` stands for."""
 
 
 def _compat(value: Any) -> Any:
-    return REFERENCE_COMPAT if value == "reference" else value
+    """Takes the preset's name alone, or as `preset` beside keys that win over it."""
+    keys = dict(value) if isinstance(value, dict) else {"preset": value}
+    preset = keys.pop("preset", None)
+    if preset is None:
+        return value
+    if preset != "reference":
+        raise ValueError(f"there is no preset {preset!r}, only 'reference'; or list switches")
+    return REFERENCE_COMPAT | keys
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -410,6 +429,9 @@ class OptimConfig:
     min_lr: NonNegative = 1e-6
     warmup_epochs: NonNegative = 1.0
     weight_decay: NonNegative = 0.05
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """How slowly AdamW forgets the squares of gradients; 0.98 in ULIP's pre-training."""
+
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65
     """Factor on the learning rate from one block of a tower to the block below it."""
 
@@ -447,6 +469,9 @@ class EvaluationConfig:
     """How a model is measured: deterministic, averaged over views and point resamples."""
 
     num_views: Count = 12
+    random_view: bool = False
+    """Takes one view of each object by lot in place of them all, as `compat.test_view` asks."""
+
     point_samples: Count = 4
     """How many samples of `data.num_points` points of an object are averaged."""
 
@@ -471,6 +496,10 @@ class AdaptConfig:
     model: str
     """Model folder to start from."""
 
+    point_tokenizer: str | None = None
+    """Tokenizer folder whose ids masked point modelling predicts, for compat.mpm_target token_ids;
+    `jobs/convert.py --as-tokenizer` writes one."""
+
     mode: Mode = "crossmost"
     """crossmost: joint labels and alignment. baseline: each tower on its own labels."""
 
@@ -490,6 +519,33 @@ class AdaptConfig:
     optim: OptimConfig = OptimConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        by_ids = self.compat.mpm_target == "token_ids"
+        if by_ids and self.point_tokenizer is None:
+            raise ValueError(
+                "compat.mpm_target token_ids predicts what a tokenizer calls the hidden groups, "
+                "but point_tokenizer is not set; name the folder that `python jobs/convert.py "
+                "dVAE.pth --as-tokenizer --output FOLDER` writes"
+            )
+        if self.point_tokenizer is not None and not by_ids:
+            raise ValueError(
+                f"point_tokenizer is '{self.point_tokenizer}', but compat.mpm_target is "
+                f"{self.compat.mpm_target}, which needs none; set compat.mpm_target=token_ids, or "
+                "leave point_tokenizer out"
+            )
+        if self.compat.select_on == "oracle_test_points":
+            advice = "or set compat.select_on=last"
+            if self.data.test_shards is None:
+                raise ValueError(
+                    "compat.select_on oracle_test_points chooses by the labels of data.test_shards, "
+                    f"which is not set; set it, {advice}"
+                )
+            if self.keep_checkpoints < self.optim.epochs:
+                raise ValueError(
+                    "compat.select_on oracle_test_points chooses among all epochs' checkpoints: set "
+                    f"keep_checkpoints={self.optim.epochs}, {advice}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -663,13 +719,27 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{override}' is no override; write dotted.key=value, such as seed=1")
-    *sections, last = key.split(".")
-    for section in sections:
-        below = values.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"'{override}': {section} holds a value, not keys")
-        values = below
     try:
-        values[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as broken:
         raise ConfigError(f"'{override}': the value is not YAML: {broken}") from None
+    *sections, last = key.split(".")
+    below: Any = values
+    for section in sections:
+        if isinstance(below, list):
+            below = below[_place(below, section, override)]
+        else:
+            below = below.setdefault(section, {})
+        if not isinstance(below, dict | list):
+            raise ConfigError(f"'{override}': {section} holds a value, not keys")
+    if isinstance(below, list):
+        below[_place(below, last, override)] = value
+    else:
+        below[last] = value
+
+
+def _place(listed: list[Any], index: str, override: str) -> int:
+    """Reads the place in a list that an override names: `sources.0.path=...`."""
+    if not index.isdecimal() or int(index) >= len(listed):
+        raise ConfigError(f"'{override}': there is no entry {index}, only 0 to {len(listed) - 1}")
+    return int(index)

@@ -78,4 +78,4 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def build_optimizer(groups: list[dict[str, object]], config: OptimConfig) -> torch.optim.AdamW:
     """Builds AdamW over parameter groups, in its fused form."""
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)

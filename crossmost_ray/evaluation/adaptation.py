@@ -8,6 +8,7 @@ from typing import Any
 from crossmost_ray.config import AdaptConfig
 from crossmost_ray.data.shards import class_names
 from crossmost_ray.evaluation.measure import measure
+from crossmost_ray.evaluation.oracle import evaluation_config, oracle_checkpoint
 from crossmost_ray.evaluation.report import OPEN_SET, ZERO_SHOT
 from crossmost_ray.training.export import export_adapted
 from crossmost_ray.training.trainer import train
@@ -28,6 +29,8 @@ def adapt_and_evaluate(config: AdaptConfig, *, resume: bool = False) -> tuple[Pa
     """
     checkpoint = train(config, resume=resume)
     folder = checkpoint.parent
+    if config.compat.select_on == "oracle_test_points":
+        checkpoint = oracle_checkpoint(config, folder)
     models = export_adapted(config, checkpoint, folder)
     splits = {"transductive": config.data.shards}
     if config.data.test_shards is not None:
@@ -41,7 +44,7 @@ def adapt_and_evaluate(config: AdaptConfig, *, resume: bool = False) -> tuple[Pa
         classes=class_names(config.data.classes, config.data.shards),
         templates=config.data.templates,
         num_points=config.data.num_points,
-        config=config.evaluation,
+        config=evaluation_config(config),
         use_gpu=config.cluster.use_gpu,
     )
     return folder, summary

@@ -13,7 +13,7 @@ from torch import Tensor
 from crossmost_ray.config import EvaluationConfig
 from crossmost_ray.data.augment import normalize_images, resize_images, to_float
 from crossmost_ray.data.classes import match_labels
-from crossmost_ray.data.decode import decode_points, decode_view, view_size
+from crossmost_ray.data.decode import decode_points, decode_view, hash_id, view_size
 from crossmost_ray.data.stream import ring_views
 from crossmost_ray.models.classifier import CrossModalClassifier, ModelSpec
 from crossmost_ray.models.pretrained import load_model
@@ -110,7 +110,12 @@ class Predictor:
             columns |= {f"ranked_{opinion}": [], f"confidence_{opinion}": []}
         for name, (classifier, spec) in self.models.items():
             size = view_size(classifier.image.image_size)
-            images = np.stack([self._views(views.as_py(), size) for views in table["views"]])
+            images = np.stack(
+                [
+                    self._views(object_id.as_py(), views.as_py(), size)
+                    for object_id, views in zip(table["object_id"], table["views"], strict=True)
+                ]
+            )
             image_logits, point_logits = predict_logits(
                 classifier,
                 spec,
@@ -136,8 +141,11 @@ class Predictor:
                 columns[f"confidence_{opinion}"] += best.values[:, 0].tolist()
         return pa.table(columns, schema=PREDICTION_SCHEMA)
 
-    def _views(self, views: Sequence[bytes], size: int) -> npt.NDArray[np.uint8]:
+    def _views(self, object_id: str, views: Sequence[bytes], size: int) -> npt.NDArray[np.uint8]:
         used = ring_views(min(self.config.num_views, len(views)), len(views))
+        if self.config.random_view:
+            # By lot, and yet the same on every machine and for every model.
+            used = [used[hash_id(object_id) % len(used)]]
         return np.stack([decode_view(views[place], size) for place in used])
 
 

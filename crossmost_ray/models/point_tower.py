@@ -12,6 +12,9 @@ from crossmost_ray.models.backbones.pointbert import PointBert
 from crossmost_ray.models.image_tower import TowerOutput
 from crossmost_ray.ops.masks import neighborhood_mask
 
+TRAINING_HEADS = ("point_head.", "token_id_head.")
+"""What the names of parameters begin with that serve training alone, and are not exported."""
+
 
 class PointTower(nn.Module):
     """A point backbone and its two projections; one projection where it has no tokens.
@@ -37,23 +40,53 @@ class PointTower(nn.Module):
         self.point_head: nn.Linear | None = None
         """Predicts the points of hidden groups; made by `predict_points` alone."""
 
+        self.token_id_head: nn.Linear | None = None
+        """Predicts the ids of hidden groups; made by `predict_token_ids` alone."""
+
     def predict_points(self) -> None:
         """Makes hidden points, in place of hidden tokens, what masked modelling predicts.
 
         Raises:
             ConfigError: If the backbone does not cut clouds into groups of a fixed size.
         """
-        backbone = self.backbone
-        if not isinstance(backbone, PointBert):
+        backbone = self._grouping_backbone("chamfer")
+        self.point_head = self._training_head(backbone, 3 * backbone.group_size)
+
+    def predict_token_ids(self, *, vocabulary: int, group_size: int) -> None:
+        """Makes the ids of hidden groups, in place of their tokens, what masked modelling predicts.
+
+        The output's target is then (B, G, 1 + M, 3): each group's centre, and its points relative
+        to it. What their ids are, a tokenizer says; the tower does not know it.
+
+        Args:
+            vocabulary: How many ids there are.
+            group_size: Points of the groups that the tokenizer names.
+
+        Raises:
+            ConfigError: If the backbone does not cut clouds into groups of that size.
+        """
+        backbone = self._grouping_backbone("token_ids")
+        if backbone.group_size != group_size:
             raise ConfigError(
-                "compat.mpm_target chamfer needs a PointBERT, whose groups have points to predict; "
-                f"the point backbone is {type(backbone).__name__}"
+                f"the point tokenizer names groups of {group_size} points, but the point backbone "
+                f"makes groups of {backbone.group_size}: take a model whose groups are of the same "
+                "size, such as one of pointbert (32), or another point_tokenizer"
             )
-        device = self.projection.device
-        self.point_head = nn.Linear(backbone.cls_token.shape[-1], 3 * backbone.group_size).to(
-            device
-        )
+        self.token_id_head = self._training_head(backbone, vocabulary)
+
+    def _grouping_backbone(self, target: str) -> PointBert:
+        if not isinstance(self.backbone, PointBert):
+            raise ConfigError(
+                f"compat.mpm_target {target} needs a PointBERT, whose groups have points; "
+                f"the point backbone is {type(self.backbone).__name__}"
+            )
+        return self.backbone
+
+    def _training_head(self, backbone: PointBert, width: int) -> nn.Linear:
+        """Makes a head in place of the backbone's own, which then gets no gradient."""
         backbone.lm_head.requires_grad_(False)
+        head = nn.Linear(backbone.cls_token.shape[-1], width)
+        return head.to(self.projection.device)
 
     @property
     def has_tokens(self) -> bool:
@@ -106,6 +139,10 @@ class PointTower(nn.Module):
             assert seen.groups is not None
             reconstruction = self.point_head(features.tokens).unflatten(-1, (-1, 3))
             target = seen.groups
+        elif self.token_id_head is not None:
+            assert seen.groups is not None
+            reconstruction = self.token_id_head(features.tokens)
+            target = torch.cat([seen.centers[:, :, None], seen.groups], dim=2)
         return TowerOutput(
             embed=embed,
             global_embed=F.normalize(features.cls_token @ self.local_projection, dim=-1),

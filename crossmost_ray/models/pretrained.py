@@ -98,10 +98,24 @@ def save_model(
         "unit_classes": unit_classes,
         "training": dict(training or {}),
     }
+    write_folder(folder, stored, config, card)
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str
+) -> None:
+    """Writes tensors, a config and a card as one folder, whole or not at all.
+
+    Args:
+        folder: Replaced if it exists.
+        tensors: Contiguous, on the CPU.
+        config: Plain values, for JSON.
+        card: Markdown.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file(stored, fresh / WEIGHTS_NAME)
+        save_file(dict(tensors), fresh / WEIGHTS_NAME)
         (fresh / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (fresh / CARD_NAME).write_text(card, encoding="utf-8")
         fresh.chmod(0o755)

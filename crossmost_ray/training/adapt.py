@@ -31,6 +31,7 @@ from crossmost_ray.losses import (
     masked_modelling_loss,
     moving_fairness_loss,
     self_training_loss,
+    token_id_loss,
 )
 from crossmost_ray.models.backbones.pointbert import PointBert
 from crossmost_ray.models.classifier import (
@@ -40,6 +41,8 @@ from crossmost_ray.models.classifier import (
     clamp_logit_scale,
 )
 from crossmost_ray.models.image_tower import TowerOutput
+from crossmost_ray.models.point_tokenizer import PointTokenizer
+from crossmost_ray.models.point_tower import PointTower
 from crossmost_ray.ops.distributed import gather_from_workers, mean_over_workers, worker_rank
 from crossmost_ray.ops.masks import block_mask
 from crossmost_ray.optim import parameter_groups
@@ -58,6 +61,28 @@ TOWERS_OF_MODE: dict[str, tuple[Tower, ...]] = {
 }
 
 
+def set_masked_target(
+    point: PointTower, config: AdaptConfig, tokenizer: PointTokenizer | None
+) -> None:
+    """Gives a point tower the head for what masked point modelling is to predict.
+
+    Args:
+        point: Changed, unless it is to predict its own tokens.
+        config: The run.
+        tokenizer: Says what the ids are; there has to be one for compat.mpm_target token_ids.
+
+    Raises:
+        ConfigError: If the tower's backbone has no such groups.
+    """
+    if config.compat.mpm_target == "chamfer":
+        point.predict_points()
+    elif config.compat.mpm_target == "token_ids":
+        assert tokenizer is not None
+        point.predict_token_ids(
+            vocabulary=tokenizer.spec.vocabulary, group_size=tokenizer.spec.group_size
+        )
+
+
 class AdaptTask:
     """Adapts a zero-shot classifier to unlabelled pairs.
 
@@ -67,6 +92,8 @@ class AdaptTask:
         config: The run.
         wrap: Prepares the student for several workers; the teacher needs none, being the same
             function of the student on each.
+        tokenizer: Names groups of points where their ids are what is predicted. It is no part of
+            the state: it never changes.
 
     Source:
         CrossMoST (Dharmasiri et al., 2024).
@@ -78,13 +105,14 @@ class AdaptTask:
         spec: ModelSpec,
         config: AdaptConfig,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        tokenizer: PointTokenizer | None = None,
     ) -> None:
         self.config = config
         self.compat = config.compat
         self.spec = spec
         self.towers = TOWERS_OF_MODE[config.mode]
-        if self.compat.mpm_target == "chamfer":
-            classifier.point.predict_points()
+        self.tokenizer = tokenizer
+        set_masked_target(classifier.point, config, tokenizer)
         # The small PointNet is the tokenizer that masked modelling predicts: if it moved, its
         # target would move with it.
         frozen = classifier.point.backbone.frozen_modules()
@@ -238,15 +266,7 @@ class AdaptTask:
             f"fairness_{tower}": self._fairness(tower, logits),
         }
         if seen.reconstruction is not None:
-            assert seen.target is not None
-            if tower == "point" and self.compat.mpm_target == "chamfer":
-                terms["masked_point"] = chamfer_loss(
-                    seen.reconstruction, seen.target, hidden, places
-                )
-            else:
-                terms[f"masked_{tower}"] = self._masked_scale(tower, seen) * masked_modelling_loss(
-                    seen.reconstruction, self._masked_target(tower, seen), hidden, places
-                )
+            terms[f"masked_{tower}"] = self._masked_term(tower, seen, hidden, places)
         if seen.local_embed is not None:
             assert seen.global_embed is not None
             terms[f"global_local_{tower}"] = global_local_loss(
@@ -263,6 +283,23 @@ class AdaptTask:
         previous = self._mean_prob.get(tower, mean_prob.detach())
         self._mean_prob[tower] = ((previous + mean_prob) / 2).detach()
         return moving_fairness_loss(mean_prob, previous)
+
+    def _masked_term(
+        self, tower: Tower, seen: TowerOutput, hidden: Tensor, places: Tensor
+    ) -> Tensor:
+        """Measures what a tower made of its hidden places against what was there."""
+        assert seen.reconstruction is not None
+        assert seen.target is not None
+        if tower == "point" and self.compat.mpm_target == "chamfer":
+            return chamfer_loss(seen.reconstruction, seen.target, hidden, places)
+        if tower == "point" and self.compat.mpm_target == "token_ids":
+            assert self.tokenizer is not None
+            centers, groups = seen.target[:, :, 0], seen.target[:, :, 1:]
+            token_ids = self.tokenizer.token_ids(groups, centers)
+            return token_id_loss(seen.reconstruction, token_ids, hidden, places)
+        return self._masked_scale(tower, seen) * masked_modelling_loss(
+            seen.reconstruction, self._masked_target(tower, seen), hidden, places
+        )
 
     def _masked_scale(self, tower: Tower, seen: TowerOutput) -> float:
         """Gives the factor by which the reference's normalisation differs from a mean."""

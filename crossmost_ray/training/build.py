@@ -13,9 +13,10 @@ from crossmost_ray.models.backbones import build_point_backbone
 from crossmost_ray.models.backbones.pointbert import PointBert
 from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
 from crossmost_ray.models.clip import clip_image_size
+from crossmost_ray.models.point_tokenizer import PointTokenizer, load_tokenizer
 from crossmost_ray.models.point_tower import PointTower
 from crossmost_ray.models.pretrained import load_model
-from crossmost_ray.training.adapt import AdaptTask
+from crossmost_ray.training.adapt import AdaptTask, set_masked_target
 from crossmost_ray.training.pretrain import PretrainTask
 
 
@@ -34,7 +35,7 @@ def build_task(
         device: Where the task shall live; the CPU if None.
 
     Raises:
-        ConfigError: If the model folder can't be loaded.
+        ConfigError: If the model folder, or the point tokenizer's, can't be loaded.
     """
     if isinstance(config, PretrainConfig):
         return PretrainTask(_fresh_model(config.model).to(device), config, wrap)
@@ -46,7 +47,10 @@ def build_task(
     backbone = classifier.point.backbone
     if isinstance(backbone, PointBert) and config.compat.fps_start == "random":
         backbone.fps_start = "random"
-    return AdaptTask(classifier, start.model.spec, config, wrap)
+    tokenizer = _point_tokenizer(config)
+    if tokenizer is not None:
+        tokenizer = tokenizer.to(device)
+    return AdaptTask(classifier, start.model.spec, config, wrap, tokenizer)
 
 
 def inspect_model(config: AdaptConfig | PretrainConfig) -> tuple[int, list[str]]:
@@ -56,7 +60,8 @@ def inspect_model(config: AdaptConfig | PretrainConfig) -> tuple[int, list[str]]
         The side of the images that it takes, and what a user should know of the run.
 
     Raises:
-        ConfigError: If the model folder can't be loaded, or a name is unknown.
+        ConfigError: If the model folder, or the point tokenizer's, can't be loaded, if the two
+            don't go together, or if a name is unknown.
     """
     notes = []
     if isinstance(config, PretrainConfig):
@@ -71,12 +76,17 @@ def inspect_model(config: AdaptConfig | PretrainConfig) -> tuple[int, list[str]]
         # Loaded whole, not only its config: a damaged folder is refused here, not in a worker.
         model = load_model(config.model).model
         has_tokens, size = model.point.has_tokens, model.image.image_size
+        set_masked_target(model.point, config, _point_tokenizer(config))
     if not has_tokens:
         notes.append(
             "the point backbone has no tokens: masked_point and global_local_point are left out, "
             "and the masked pass hides neighbourhoods of points"
         )
     return size, notes
+
+
+def _point_tokenizer(config: AdaptConfig) -> PointTokenizer | None:
+    return None if config.point_tokenizer is None else load_tokenizer(config.point_tokenizer)
 
 
 def _fresh_model(config: ModelConfig) -> CrossModalModel:

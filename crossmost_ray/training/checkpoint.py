@@ -16,6 +16,16 @@ from crossmost_ray.config import ConfigError
 STATE_NAME = "state.pt"
 
 
+def checkpoint_name(epoch: int) -> str:
+    """Names an epoch's checkpoint, so that names sort as epochs do."""
+    return f"epoch-{epoch:05d}"
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Lists a run's complete checkpoints in the order of the epochs."""
+    return sorted(path.parent for path in run_folder.glob(f"epoch-*/{STATE_NAME}"))
+
+
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Writes tensors and plain values, whole or not at all."""
     fresh = folder / f".{STATE_NAME}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crossmost_ray.config import AdaptConfig, ConfigError, PretrainConfig, config_dict
 from crossmost_ray.data.shards import class_names
+from crossmost_ray.models.point_tower import TRAINING_HEADS
 from crossmost_ray.models.pretrained import check_tensors, load_model, save_model
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import load_state
@@ -42,8 +43,7 @@ def export_adapted(config: AdaptConfig, checkpoint: Path, folder: Path) -> dict[
         tensors = {
             key: value
             for key, value in _tensors(state, name, checkpoint).items()
-            # A head of masked modelling that serves training alone.
-            if not key.startswith("point.point_head.")
+            if not key.startswith(tuple(f"point.{head}" for head in TRAINING_HEADS))
         }
         check_tensors(tensors, classifier.state_dict(), f"the checkpoint '{checkpoint}'")
         classifier.load_state_dict(tensors)

@@ -23,7 +23,7 @@ from crossmost_ray.data.stream import raw_batches
 from crossmost_ray.ops.distributed import mean_over_workers
 from crossmost_ray.optim import build_optimizer, learning_rate, set_learning_rate
 from crossmost_ray.training.build import build_task
-from crossmost_ray.training.checkpoint import load_state, save_state
+from crossmost_ray.training.checkpoint import checkpoint_name, load_state, save_state
 from crossmost_ray.training.step import train_step
 
 HISTORY_NAME = "metrics.jsonl"
@@ -148,7 +148,7 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> None:
 def save_and_report(state: dict[str, Any], *, rank: int, run_folder: Path) -> None:
     """Writes a checkpoint from rank 0, reports from every rank, and waits until it counts."""
     row = state["history"][-1]
-    name = f"epoch-{int(row['epoch']):05d}"
+    name = checkpoint_name(int(row["epoch"]))
     with tempfile.TemporaryDirectory() as folder:
         if rank == 0:
             save_state(Path(folder), state)

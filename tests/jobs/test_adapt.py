@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,11 +21,14 @@ from safetensors.torch import load_file
 
 from crossmost_ray.config import AdaptConfig, ConfigError, PretrainConfig, load_config, parse_config
 from crossmost_ray.evaluation.adaptation import adapt_and_evaluate
+from crossmost_ray.evaluation.oracle import oracle_checkpoint
+from crossmost_ray.evaluation.predictor import Predictor
 from crossmost_ray.evaluation.pretraining import pretrain_and_evaluate
 from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
 from crossmost_ray.models.pretrained import load_model, save_model
 from crossmost_ray.training.build import build_task
-from crossmost_ray.training.checkpoint import load_state
+from crossmost_ray.training.checkpoint import list_checkpoints, load_state
+from crossmost_ray.training.export import export_adapted
 from crossmost_ray.training.trainer import check_cluster, train
 from tests.synthetic import CLASSES, Fault, tiny_model, write_shards
 
@@ -85,19 +89,21 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run, its config and its metrics."""
+    """A finished run, what it was made from, and its metrics."""
 
+    inputs: Path
     config: AdaptConfig
     folder: Path
     summary: dict[str, Any]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return weights(max(self.folder.glob("epoch-*")))
+        return weights(list_checkpoints(self.folder)[-1])
 
 
 # Half a CPU each, so that they and the stream fit on two, which a driver of its own may have.
 SHARED: dict[str, Any] = {
     "name": "whole",
+    "keep_checkpoints": 3,
     "optim": {"epochs": 3},
     "cluster": {"num_workers": 2, "cpus_per_worker": 0.5},
 }
@@ -112,7 +118,7 @@ def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Finish
     write_shards(inputs / "open", num_objects=4, seed=2, labels=False)
     data = {"test_shards": str(inputs / "test"), "open_set_shards": str(inputs / "open")}
     config = adapt_config(inputs, **SHARED, data=data)
-    return Finished(config, *adapt_and_evaluate(config))
+    return Finished(inputs, config, *adapt_and_evaluate(config))
 
 
 def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
@@ -145,6 +151,27 @@ def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
     # The text tower stays as it was, so that the adapted model can be asked for new classes.
     for name, value in start.model.text.state_dict().items():
         assert torch.equal(value, teacher.model.text.state_dict()[name])
+
+
+def test_the_oracle_finds_the_checkpoint_that_is_most_often_right(
+    whole: Finished, tmp_path: Path
+) -> None:
+    compat = replace(whole.config.compat, select_on="oracle_test_points")
+    chosen = oracle_checkpoint(replace(whole.config, compat=compat), whole.folder)
+    # The same by hand, without Ray.
+    rows = pa.concat_tables(map(pq.read_table, (whole.inputs / "test").glob("*.parquet")))
+    rows = rows.append_column("path", pa.array([""] * len(rows)))
+    right = {}
+    for checkpoint in list_checkpoints(whole.folder):
+        student = export_adapted(whole.config, checkpoint, tmp_path)["student"]
+        data = whole.config.data
+        ask = Predictor(
+            {"it": str(student)}, CLASSES, data.templates, data.num_points, whole.config.evaluation
+        )
+        answers = ask(rows).to_pylist()
+        right[checkpoint] = sum(row["ranked_point"][0] == row["label"] for row in answers)
+    assert len(right) == 3
+    assert right[chosen] == max(right.values())
 
 
 def test_replacing_every_label_changes_no_bit_of_the_weights(whole: Finished, inputs: Path) -> None:

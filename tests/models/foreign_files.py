@@ -9,6 +9,7 @@ so that a file of 600 MB takes less than one; they can be converted like the rea
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,6 +111,41 @@ def dvae(state: Mapping[str, Tensor]) -> State:
     }
     rest = ("codebook", "dgcnn_1.layer1.0.weight", "dgcnn_2.layer1.0.weight", "decoder.mlp.0.bias")
     return theirs | {name: torch.ones(2) for name in rest}
+
+
+def dvae_of_tokenizer(state: Mapping[str, Tensor]) -> State:
+    """The dVAE's tensors that a tokenizer is made of, convolutions again."""
+    theirs = {name: value for name, value in state.items() if name.startswith("encoder.")}
+    theirs["dgcnn_1.input_trans.weight"] = state["input.weight"][..., None]
+    theirs["dgcnn_1.input_trans.bias"] = state["input.bias"]
+    for k in range(4):
+        theirs[f"dgcnn_1.layer{k + 1}.0.weight"] = state[f"edges.{k}.linear.weight"][
+            ..., None, None
+        ]
+        theirs[f"dgcnn_1.layer{k + 1}.1.weight"] = state[f"edges.{k}.norm.weight"]
+        theirs[f"dgcnn_1.layer{k + 1}.1.bias"] = state[f"edges.{k}.norm.bias"]
+    theirs["dgcnn_1.layer5.0.weight"] = state["output.weight"][..., None]
+    theirs["dgcnn_1.layer5.1.weight"] = state["output_norm.weight"]
+    theirs["dgcnn_1.layer5.1.bias"] = state["output_norm.bias"]
+    return theirs
+
+
+def random_numbers(shapes: Mapping[str, Tensor], seed: int = 0) -> State:
+    """Numbers for tensors of such names and shapes, by which a network keeps its scale."""
+    rng = torch.Generator().manual_seed(seed)
+    numbers = {}
+    for name, tensor in shapes.items():
+        shape = tuple(tensor.shape)
+        if not tensor.is_floating_point():
+            numbers[name] = torch.tensor(7)
+        elif name.endswith("running_var"):
+            numbers[name] = 0.5 + torch.rand(shape, generator=rng)
+        else:
+            # Biases are small: larger than what they are added to, they alone would decide.
+            fan_in = math.prod(shape[1:]) if len(shape) > 1 else 1
+            scale = 0.1 if name.endswith(("bias", "running_mean")) else fan_in**-0.5
+            numbers[name] = scale * torch.randn(shape, generator=rng)
+    return numbers
 
 
 def point_bert(state: Mapping[str, Tensor], prefix: str = "transformer_q.") -> State:

@@ -35,7 +35,10 @@ from crossmost_ray.models.foreign import LAYOUTS, recognise
 from crossmost_ray.models.foreign.clip_names import OPENAI_CLIPS
 from crossmost_ray.models.foreign.convert import convert, fresh_model
 from crossmost_ray.models.foreign.layout import Request, fit
+from crossmost_ray.models.foreign.pointbert import TOKENIZER
 from crossmost_ray.models.foreign.read import read_checkpoint
+from crossmost_ray.models.foreign.tokenizer import convert_tokenizer
+from crossmost_ray.models.point_tokenizer import load_tokenizer
 from crossmost_ray.models.pretrained import ModelFolder, load_model, save_model
 from tests.golden import clip as golden_clip
 from tests.golden.clip import golden_images, golden_points, load_golden
@@ -50,6 +53,7 @@ from tests.models.foreign_files import (
     ulip_content,
     write_archive,
 )
+from tests.models.test_point_tokenizer import random_groups, scores_by_loops
 
 ROOT = Path(__file__).parents[2]
 NAME = golden_clip.NAME
@@ -423,6 +427,92 @@ def test_what_is_fresh_depends_on_the_seed_alone(golden: CrossModalModel, tmp_pa
     assert not torch.equal(embeds[0], embeds[2])
 
 
+# The dVAE as a tokenizer
+
+
+@pytest.fixture(scope="module")
+def dvae_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exactly the published layout, names and shapes, with random numbers. Shared likewise."""
+    path: Path = tmp_path_factory.mktemp("dvae") / "dVAE.pth"
+    numbers = foreign_files.random_numbers(full_shape("dvae"))
+    torch.save({"base_model": parallel(numbers), "epoch": 300}, path)
+    return path
+
+
+def test_the_dvae_becomes_a_tokenizer(
+    dvae_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "dvae-tokenizer"
+    run_job(monkeypatch, dvae_file, "--output", folder, "--as-tokenizer")
+    printed = capsys.readouterr().out
+    assert "a tokenizer: one of 8192 ids for each group of 32 points\n" in printed
+    assert printed.splitlines()[-1].endswith(f"mpm_target=token_ids point_tokenizer={folder}")
+    card = (folder / "README.md").read_text()
+    assert hashlib.sha256(dvae_file.read_bytes()).hexdigest() in card
+    left = "codebook, dgcnn_2 (17), decoder (22) (makes groups of visual words"
+    assert f"- not taken: {left}" in card
+
+    tokenizer = load_tokenizer(folder)
+    theirs = foreign_files.dvae_of_tokenizer(tokenizer.state_dict())
+    numbers = read_checkpoint(dvae_file).tensors
+    assert len(theirs) == 75 - 1 - 17 - 22 == 18 + 17
+    assert all(torch.equal(value, numbers[name]) for name, value in theirs.items())
+    groups, centers = random_groups(1, 6, 32)
+    expected = scores_by_loops(numbers, groups, centers)
+    np.testing.assert_allclose(tokenizer(groups, centers), expected, atol=1e-4, rtol=1e-4)
+    ids = tokenizer.token_ids(groups, centers)
+    np.testing.assert_array_equal(ids, expected.argmax(axis=-1))
+    assert len(ids.unique()) > 1
+
+
+def test_only_a_whole_dvae_becomes_a_tokenizer(
+    golden: CrossModalModel, published: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tokenizer"
+    with pytest.raises(
+        ConfigError, match=r"best\.pt is not the dVAE of Point-BERT.*--as-tokenizer"
+    ):
+        convert_tokenizer(published, output)
+    path = write(tmp_path / "dVAE.pth", {"base_model": foreign_files.dvae(golden.state_dict())})
+    with pytest.raises(ConfigError) as refusal:
+        convert_tokenizer(path, output)
+    said = str(refusal.value)
+    assert "\n  dgcnn_1.input_trans.weight is missing\n" in said
+    assert said.endswith("\nfetch the file anew"), "no option would help"
+    with pytest.raises(ConfigError, match="there is no checkpoint"):
+        convert_tokenizer(tmp_path / "none", output)
+    assert not output.exists()
+
+
+def test_a_tokenizers_numbers_are_checked(dvae_file: Path, tmp_path: Path) -> None:
+    tensors = read_checkpoint(dvae_file).tensors
+    broken = {"dgcnn_1.layer2.1.bias": torch.full((512,), torch.nan)}
+    path = write(tmp_path / "dVAE.pth", tensors | broken)
+    with pytest.raises(ConfigError, match=r"dgcnn_1\.layer2\.1\.bias holds NaN or infinite"):
+        convert_tokenizer(path, tmp_path / "tokenizer")
+    write(path, tensors | {"dgcnn_1.layer3.0.weight": torch.zeros(512, 512, 1, 1)})
+    with pytest.raises(ConfigError, match=r"layer3\.0\.weight gives shape \(512, 512\), expected"):
+        convert_tokenizer(path, tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("more", [["--start", "x"], ["--clip", "y"], ["--classes", "[a, b]"], None])
+def test_a_tokenizer_takes_no_other_options(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str] | None,
+) -> None:
+    arguments = ["--output", tmp_path / "t", "--as-tokenizer", *(["file", *more] if more else [])]
+    with pytest.raises(SystemExit):
+        run_job(monkeypatch, *arguments)
+    said = "--as-tokenizer takes a file and --output alone"
+    assert said + (f", not {more[0]}" if more else "\n") in capsys.readouterr().err
+
+
 # What is written
 
 
@@ -437,9 +527,10 @@ def test_the_folder_says_what_came_from_where(
     for said in (
         "from `dVAE.pth`: the dVAE of Point-BERT",
         f"SHA-256 of that file: `{digest}`",
-        f"`{NAME}`, `{NAME}`",
+        f"what this is: a model of {NAME} and {NAME}",
         report.table(),
-        "not taken: codebook, dgcnn_1, dgcnn_2, decoder (makes visual words",
+        "not taken: codebook, dgcnn_2, decoder (makes groups of visual words",
+        "not taken: dgcnn_1 (makes visual words of groups: take --as-tokenizer",
         "as in the start model: ",
         "text.clip (29), point.projection, point.local_projection, point.backbone (35)",
     ):
@@ -496,7 +587,7 @@ def test_the_job_converts_and_says_what_is_next(
 
 
 def test_every_next_command_names_files_that_are_there() -> None:
-    for layout in LAYOUTS:
+    for layout in (*LAYOUTS, TOKENIZER):
         _, job, config, *overrides = layout.next_step.split()
         assert (ROOT / job).is_file()
         assert (ROOT / config).is_file()

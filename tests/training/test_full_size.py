@@ -35,7 +35,7 @@ def test_every_parameter_learns_and_decays_as_in_the_reference() -> None:
     with torch.device("meta"):
         classifier = CrossModalClassifier(CrossModalModel(SPEC), torch.empty(40, 512))
     config = adapt_config(
-        compat="reference",
+        compat={"preset": "reference", "select_on": "last"},
         optim={"weight_decay": 0.05, "layer_decay": 0.65},
         data={"classes": CLASSES},
     )

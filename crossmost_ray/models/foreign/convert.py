@@ -41,8 +41,9 @@ class ConversionReport:
     sha256: str
     """Of the file, in hexadecimal digits."""
     folder: Path
-    """The model folder that was written."""
-    spec: ModelSpec
+    """What was written."""
+    made: str
+    """What that is."""
     mapped: Mapping[str, str]
     """Names in the file of the tensors that came from it, by our names."""
     kept: tuple[str, ...]
@@ -54,7 +55,7 @@ class ConversionReport:
     next_command: str
 
     def table(self) -> str:
-        """Counts the tensors of each part of the model by where they came from, in Markdown."""
+        """Counts the tensors of each part of it by where they came from, in Markdown."""
         sources = (tuple(self.mapped), self.kept, self.fresh)
         counts = [Counter(name.partition(".")[0] for name in names) for names in sources]
         parts = dict.fromkeys(part for count in counts for part in count)
@@ -124,7 +125,7 @@ def convert(
         Layouts: CLIP (Radford et al., 2021), open_clip, ULIP (Xue et al., 2023), Point-BERT
         (Yu et al., 2022), CrossMoST (Dharmasiri et al., 2024), as published.
     """
-    folder = _output(output)
+    folder = output_folder(output)
     image_mean = image_std = None
     if pretrained is not None:
         if path is not None or clip is None:
@@ -165,7 +166,7 @@ def convert(
         width = model.image.embed_dim
         expected[CLASS_EMBED] = torch.empty(len(request.classes), width, device="meta")
     fitted = fit(layout, tensors, expected, str(checkpoint.path))
-    _check_finite(fitted, checkpoint.path)
+    check_finite(fitted, checkpoint.path)
 
     kept = fitted.absent if request.start is not None else ()
     class_embed = fill(model, fitted, request.start)
@@ -174,7 +175,7 @@ def convert(
         source=checkpoint.path,
         sha256=checkpoint.sha256,
         folder=folder,
-        spec=model.spec,
+        made=f"a model of {model.spec.clip} and {model.spec.point_backbone}",
         mapped={ours: theirs for ours, (theirs, _) in fitted.mapped.items()},
         kept=kept,
         fresh=() if kept else fitted.absent,
@@ -190,7 +191,7 @@ def convert(
     save_model(
         folder,
         model,
-        card=_card(report, asked),
+        card=card_text(report, asked),
         classes=request.classes,
         class_embed=class_embed,
         # Published classifiers are not brought to unit length once they have been trained.
@@ -239,7 +240,12 @@ def load_start(start: str | Path) -> ModelFolder:
     return folder
 
 
-def _output(output: str | Path) -> Path:
+def output_folder(output: str | Path) -> Path:
+    """Finds the folder to write.
+
+    Raises:
+        ConfigError: If something is there that is no folder of this package's: it is not replaced.
+    """
     folder = resolve_path(str(output))
     ours = all((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))
     if folder.exists() and not ours:
@@ -283,7 +289,12 @@ def _weights(checkpoint: Checkpoint, whose: Whose) -> Mapping[str, Tensor]:
     return checkpoint.teacher
 
 
-def _check_finite(fitted: Fit, path: Path) -> None:
+def check_finite(fitted: Fit, path: Path) -> None:
+    """Refuses weights that are no numbers.
+
+    Raises:
+        ConfigError: Naming the first tensors of the file `path` that hold NaN or infinity.
+    """
     broken = [
         f"{theirs} holds NaN or infinite numbers"
         for theirs, tensor in fitted.mapped.values()
@@ -293,14 +304,15 @@ def _check_finite(fitted: Fit, path: Path) -> None:
         raise refusal(f"{path} can't be used", broken, "fetch the file anew, or take another one")
 
 
-def _card(report: ConversionReport, asked: Mapping[str, object]) -> str:
+def card_text(report: ConversionReport, asked: Mapping[str, object]) -> str:
+    """Writes the card of a folder, in Markdown: where everything in it came from."""
     said = ", ".join(f"{name} {value}" for name, value in asked.items())
     remarks = "\n".join(f"- {line}" for line in report.remarks())
     return (
         f"# {report.folder.name}\n\n"
         f"Converted by `python jobs/convert.py` from `{report.source.name}`: {report.layout}.\n\n"
         f"- SHA-256 of that file: `{report.sha256}`\n"
-        f"- model: `{report.spec.clip}`, `{report.spec.point_backbone}`\n"
-        f"- asked for: {said}\n\n"
+        f"- what this is: {report.made}\n"
+        f"- asked for: {said or 'nothing else'}\n\n"
         f"{report.table()}\n\n{remarks}\n"
     )

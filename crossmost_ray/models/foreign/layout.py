@@ -141,7 +141,8 @@ def fit(layout: Layout, tensors: Tensors, expected: Tensors, source: str) -> Fit
         raise refusal(
             f"{source} was taken for {layout.name}, but does not fit its model",
             problems,
-            "fetch the file anew, or name other variants (--clip, --backbone, --start)",
+            "fetch the file anew"
+            + (", or name other variants (--clip, --backbone, --start)" if layout.takes else ""),
         )
     return Fit(mapped, ignored, absent)
 
