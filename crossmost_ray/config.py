@@ -538,13 +538,13 @@ class AdaptConfig:
             advice = "or set compat.select_on=last"
             if self.data.test_shards is None:
                 raise ValueError(
-                    "compat.select_on oracle_test_points chooses by the labels of data.test_shards, "
-                    f"which is not set; set it, {advice}"
+                    "compat.select_on oracle_test_points chooses by the labels of "
+                    f"data.test_shards, which is not set; set it, {advice}"
                 )
             if self.keep_checkpoints < self.optim.epochs:
                 raise ValueError(
-                    "compat.select_on oracle_test_points chooses among all epochs' checkpoints: set "
-                    f"keep_checkpoints={self.optim.epochs}, {advice}"
+                    "compat.select_on oracle_test_points chooses among all epochs' checkpoints: "
+                    f"set keep_checkpoints={self.optim.epochs}, {advice}"
                 )
 
 

@@ -39,6 +39,9 @@ SHARD_SCHEMA = pa.schema(
 
 MANIFEST_NAME = "manifest.json"
 
+UNFINISHED_NAME = "UNFINISHED.json"
+"""Lies in a dataset folder whose preparation is still going on, or was stopped."""
+
 
 class RawBatch(NamedTuple):
     """B objects as they come from the shards, before any augmentation."""

@@ -1,32 +1,85 @@
-"""Turns the meshes of public collections into checked Parquet shards.
+"""Turns collections of meshes, scans and photographs into checked Parquet shards.
 
 On this machine:    python jobs/prepare.py configs/prepare/furniture.yaml
 On a cluster:       ray job submit --working-dir . -- python jobs/prepare.py CONFIG
-For a quick look:   python jobs/prepare.py CONFIG limit=8 output=/tmp/look
+For a quick look:   python jobs/prepare.py CONFIG limit=8 output=/tmp/look --preview /tmp/look.png
+One's own folder:   python jobs/prepare.py configs/prepare/my_folder.yaml sources.0.path=/meshes
+What is in shards:  python jobs/prepare.py inspect SHARDS
+
+Started again with the same config, it goes on where it was stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
+from pathlib import Path
 
 from crossmost_ray.command_line import job_parser
-from crossmost_ray.config import ConfigError, load_config
-from crossmost_ray.prepare.config import PrepareConfig
-from crossmost_ray.prepare.pipeline import prepare
+from crossmost_ray.config import ConfigError, load_config, resolve_path
 
 
 def main() -> None:
-    args = job_parser(__doc__, PrepareConfig).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        prepared = prepare(load_config(PrepareConfig, args.config, args.overrides))
+        if sys.argv[1:2] == ["inspect"]:
+            inspect(sys.argv[2:])
+        else:
+            run(sys.argv[1:])
     except ConfigError as error:
         sys.exit(f"error: {error}")
+
+
+def run(arguments: list[str]) -> None:
+    """Prepares what a config asks for."""
+    from crossmost_ray.prepare.config import PrepareConfig
+
+    parser = job_parser(__doc__, PrepareConfig)
+    parser.add_argument("--ignore-labels", action="store_true", help="leave every label out")
+    parser.add_argument(
+        "--preview", type=Path, metavar="PNG", help="draw some objects of each dataset"
+    )
+    args = parser.parse_args(arguments)
+    if args.preview is not None and args.preview.suffix.lower() not in (".png", ".jpg", ".webp"):
+        raise ConfigError(f"--preview {args.preview}: name a .png, .jpg or .webp file")
+    overrides = [*args.overrides, *(["ignore_labels=true"] if args.ignore_labels else [])]
+    config = load_config(PrepareConfig, args.config, overrides)
+    # Imported once the config is known to be good: Ray and VTK take seconds.
+    from crossmost_ray.prepare.pipeline import prepare
+    from crossmost_ray.prepare.preview import write_preview
+
+    prepared = prepare(config)
     for reject in prepared.rejects:
         print(f"left out {reject['object_id']}: {reject['reason']}")
     for name, num_rows in prepared.num_rows.items():
-        print(f"{prepared.folder / name}: {num_rows} objects")
+        print(f"{prepared.address}/{name}: {num_rows} objects")
+    rate = prepared.num_built / prepared.seconds
+    print(
+        f"{len(prepared.rejects)} left out; {prepared.num_built} objects in "
+        f"{prepared.seconds:.0f} s, {rate:.1f} objects/s"
+    )
+    if args.preview is not None:
+        for name in prepared.num_rows:
+            output = args.preview.with_stem(f"{args.preview.stem}-{name}")
+            files = sorted((resolve_path(prepared.address) / name).glob("*.parquet"))
+            write_preview(files, output)
+            print(f"preview: {output}")
+
+
+def inspect(arguments: list[str]) -> None:
+    """Shows what a folder of shards holds."""
+    from rich.console import Console
+
+    from crossmost_ray.data.inspect import inspect_all
+    from crossmost_ray.data.show import print_inspection
+
+    parser = argparse.ArgumentParser(prog="prepare.py inspect", description=inspect.__doc__)
+    parser.add_argument("shards", help="folder of shards, or a folder of such folders")
+    parser.add_argument("--pictures", type=int, default=3, help="objects to show, 3 by default")
+    args = parser.parse_args(arguments)
+    for inspection in inspect_all(args.shards).values():
+        print_inspection(inspection, Console(), pictures=args.pictures)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ def decode_points(column: pa.Array | pa.ChunkedArray) -> list[npt.NDArray[np.flo
     return np.split(flat.reshape(-1, 3), np.cumsum(lengths))[:-1]
 
 
+def ring_views(num_used: int, num_stored: int) -> list[int]:
+    """Picks views evenly over a ring."""
+    return [place * num_stored // num_used for place in range(num_used)]
+
+
 def hash_id(object_id: str) -> int:
     """Hashes an object's id to 63 bits, the same on every machine."""
     return int.from_bytes(hashlib.sha256(object_id.encode()).digest()[:8], "little") >> 1

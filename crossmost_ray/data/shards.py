@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from crossmost_ray.config import ConfigError, check_classes, resolve_path
 from crossmost_ray.data.decode import decode_points, decode_view
-from crossmost_ray.schema import MANIFEST_NAME
+from crossmost_ray.schema import MANIFEST_NAME, UNFINISHED_NAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,11 @@ def list_shards(shards: str, columns: Sequence[str]) -> list[Path]:
         raise ConfigError(
             f"there is no folder of shards '{shards}' ({folder}); "
             "write one with `python jobs/prepare.py`, or mend data.shards"
+        )
+    if (folder / UNFINISHED_NAME).exists():
+        raise ConfigError(
+            f"the preparation of '{shards}' was not finished ({folder / UNFINISHED_NAME} says so); "
+            "start it again with the same config: it goes on where it stopped"
         )
     files = sorted(folder.glob("*.parquet"))
     if not files:

@@ -14,7 +14,7 @@ import torch
 from ray.data.collate_fn import ArrowBatchCollateFn
 
 from crossmost_ray.config import ConfigError, DataConfig
-from crossmost_ray.data.decode import decode_points, decode_view, hash_id
+from crossmost_ray.data.decode import decode_points, decode_view, hash_id, ring_views
 from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, list_shards
 from crossmost_ray.schema import RawBatch
 
@@ -72,11 +72,6 @@ def _name_rows(bad: Sequence[BadRow]) -> str:
     if len(bad) > MAX_NAMED_ROWS:
         lines.append(f"  ... and {len(bad) - MAX_NAMED_ROWS} more")
     return "\n".join(lines)
-
-
-def ring_views(num_used: int, num_stored: int) -> list[int]:
-    """Picks views evenly over a ring."""
-    return [place * num_stored // num_used for place in range(num_used)]
 
 
 def pair_rows(

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from crossmost_ray.cluster import connect
 from crossmost_ray.config import ConfigError, EvaluationConfig
 from crossmost_ray.data.shards import list_shards
 from crossmost_ray.data.stream import read_rows
 from crossmost_ray.evaluation.predictor import Predictor
-from crossmost_ray.training.trainer import connect
 
 EVALUATION_COLUMNS = ("object_id", "label", "points", "views")
 

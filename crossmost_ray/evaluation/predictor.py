@@ -13,8 +13,7 @@ from torch import Tensor
 from crossmost_ray.config import EvaluationConfig
 from crossmost_ray.data.augment import normalize_images, resize_images, to_float
 from crossmost_ray.data.classes import match_labels
-from crossmost_ray.data.decode import decode_points, decode_view, hash_id, view_size
-from crossmost_ray.data.stream import ring_views
+from crossmost_ray.data.decode import decode_points, decode_view, hash_id, ring_views, view_size
 from crossmost_ray.models.classifier import CrossModalClassifier, ModelSpec
 from crossmost_ray.models.pretrained import load_model
 

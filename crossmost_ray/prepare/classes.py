@@ -47,7 +47,7 @@ def label_objects(objects: Sequence[Object], mapping: ClassMapping) -> dict[str,
         for catalogue, names in catalogues.items()
         for name in names
     }
-    known_names = {(item.source, item.caption) for item in objects}
+    known_names = {(item.source, item.captions[0]) for item in objects}
     known_ids = {item.object_id for item in objects}
     captions = sorted({f"{source}/{caption}" for source, caption in known_names})
     wrong = [f"{source}/{name}" for source, name in by_name if (source, name) not in known_names]
@@ -62,7 +62,7 @@ def label_objects(objects: Sequence[Object], mapping: ClassMapping) -> dict[str,
         )
     return {
         item.object_id: mapping.exceptions.get(
-            item.object_id, by_name.get((item.source, item.caption))
+            item.object_id, by_name.get((item.source, item.captions[0]))
         )
         for item in objects
     }

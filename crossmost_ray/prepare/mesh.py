@@ -1,18 +1,20 @@
-"""Bytes of a mesh file in, textured pieces of it and coloured points of its surface out."""
+"""What a mesh is: textured pieces; and points of its surface with their colours."""
 
 from __future__ import annotations
 
 import io
 import posixpath
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 from PIL import Image
+
+from crossmost_ray.prepare.arrays import MAX_COORDINATE
+from crossmost_ray.prepare.errors import ObjectError
+from crossmost_ray.prepare.photos import BROKEN_IMAGE, MAX_PIXELS
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -21,15 +23,17 @@ Pixels = NDArray[np.uint8]
 ReadFile = Callable[[str], bytes | None]
 """Bytes of a file by its path inside the archive or folder, or None where there is no such file."""
 
+FAR = 1000.0
+"""Distance from the origin, in sizes of the object, beyond which it is moved there."""
+
 TEXTURE_SIZE = 512
 """Longest side in pixels to which a texture is reduced; views are far smaller."""
 
+TEXTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TGA", "TIFF", "WEBP")
+"""What a texture may be. Pillow knows more, among them PostScript, which is a program to run."""
+
 SAMPLING_ROUNDS = 200
 """Draws of N points before a surface counts as see-through: enough for the net of a goal."""
-
-
-class MeshError(ValueError):
-    """A mesh that cannot become a row: the message says why, the object is left out."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class Piece:
     uv: Floats | None = None
     """(P, 2) with v upwards; textures repeat outside [0, 1]."""
 
+    colors: Pixels | None = None
+    """(P, 3) sRGB of the vertices, in place of the material's colour where there is no texture."""
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -92,42 +99,42 @@ class Mesh:
         return Mesh(tuple(replace(p, vertices=p.vertices + offset) for p in self.pieces))
 
 
-def read_mesh(path: str, read_file: ReadFile) -> Mesh:
-    """Reads a mesh with its materials and textures.
-
-    Wavefront files go through `prepare.wavefront`, which forgives what the catalogues hold; the
-    rest goes through trimesh.
-
-    Args:
-        path: Path of the mesh as `read_file` knows it; the suffix tells the format.
-        read_file: Gives the bytes of `path` and of the files it names.
+def check_coordinates(points: NDArray[Any], path: str) -> None:
+    """Refuses (N, 3) points that are NaN, infinite or beyond `MAX_COORDINATE`.
 
     Raises:
-        MeshError: If the file is missing, broken, or holds no surface.
+        ObjectError: If one is.
     """
-    from crossmost_ray.prepare.wavefront import read_wavefront
+    if not np.isfinite(points).all():
+        raise ObjectError(f"{path} holds coordinates that are NaN or infinite")
+    greatest = np.abs(points).max(initial=0)
+    if greatest > MAX_COORDINATE:
+        raise ObjectError(
+            f"{path} holds a coordinate of {greatest:g}; at most {MAX_COORDINATE:g} is allowed"
+        )
 
-    data = read_file(path)
-    if data is None:
-        raise MeshError(f"the file {path} is missing")
-    if path.lower().endswith(".obj"):
-        mesh = read_wavefront(data, path, read_file)
-    else:
-        mesh = _read_with_trimesh(data, path, read_file)
-    if not mesh.pieces:
-        raise MeshError(f"{path} holds no face with an area")
-    return mesh
+
+def far_offset(least: Floats, greatest: Floats) -> Floats:
+    """Where to move the origin for a box between two (3,) corners: its centre, or (0, 0, 0).
+
+    float32 has seven digits. Of a chair in the coordinates of a map it would keep decimetres; of
+    one less than `FAR` of its own sizes away, a ten-thousandth.
+    """
+    centre = (least + greatest) / 2
+    is_far = np.abs(centre).max() > FAR * (greatest - least).max()
+    return centre if is_far else np.zeros(3)
 
 
 def decode_texture(data: bytes) -> Pixels | None:
-    """Decodes an image to (H, W, 4) of at most `TEXTURE_SIZE`, or None if it is not an image."""
+    """Decodes an image to (H, W, 4) of at most `TEXTURE_SIZE`.
+
+    Returns:
+        None if it is no image of `TEXTURE_FORMATS`, broken, or promises more than `MAX_PIXELS`.
+    """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data)).convert("RGBA")
-    # Pillow reports a broken image by any of these, depending on the format.
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
+        return reduced_texture(Image.open(io.BytesIO(data), formats=TEXTURE_FORMATS))
+    except BROKEN_IMAGE:
         return None
-    image.thumbnail((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
-    return np.asarray(image)
 
 
 def resolve(reference: str, base: str, read_file: ReadFile) -> bytes | None:
@@ -166,16 +173,14 @@ def sample_surface(
         (N, 3) float32 in the unit of the mesh, and (N, 3) uint8 sRGB.
 
     Raises:
-        MeshError: If no face has an area, or everything is see-through.
+        ObjectError: If no face has an area, or everything is see-through.
     """
     corners = np.concatenate([piece.vertices[piece.faces] for piece in mesh.pieces])
     owner = np.repeat(np.arange(len(mesh.pieces)), [len(piece.faces) for piece in mesh.pieces])
     first_face = np.cumsum([0, *(len(piece.faces) for piece in mesh.pieces)])
-    area = np.linalg.norm(
-        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1
-    )
+    area = double_area(corners)
     if not area.sum() > 0:
-        raise MeshError("no face has an area")
+        raise ObjectError("no face has an area")
     cumulative = np.cumsum(area)
 
     points, colors = np.empty((0, 3)), np.empty((0, 3), np.uint8)
@@ -195,7 +200,7 @@ def sample_surface(
         if len(points) >= num_points:
             break
     if len(points) < num_points:
-        raise MeshError("its textures are see-through almost everywhere")
+        raise ObjectError("its textures are see-through almost everywhere")
     return points[:num_points].astype(np.float32), colors[:num_points]
 
 
@@ -206,7 +211,7 @@ def normalize_to_unit_sphere(points: NDArray[np.float32]) -> NDArray[np.float32]
         points: (N, 3), in any unit of length.
 
     Raises:
-        MeshError: If all points coincide.
+        ObjectError: If all points coincide.
 
     Source:
         PointNet (Qi et al., 2017): clouds are normalised into a unit sphere.
@@ -215,7 +220,7 @@ def normalize_to_unit_sphere(points: NDArray[np.float32]) -> NDArray[np.float32]
     centred -= centred.mean(axis=0)
     radius = np.linalg.norm(centred, axis=-1).max()
     if not radius > 0:
-        raise MeshError("all its points coincide")
+        raise ObjectError("all its points coincide")
     return (centred / radius).astype(np.float32)
 
 
@@ -227,77 +232,36 @@ def _barycentric(count: int, rng: np.random.Generator) -> Floats:
 
 def _appearance(piece: Piece, faces: Indices, weights: Floats) -> tuple[Pixels, Floats]:
     """Colour (n, 3) and texture alpha (n,) of n points of a piece."""
-    texture = piece.material.texture
-    if texture is None or piece.uv is None:
-        color = np.round(np.asarray(piece.material.color) * 255).astype(np.uint8)
-        return np.broadcast_to(color, (len(faces), 3)), np.ones(len(faces))
-    uv = np.einsum("nk,nkd->nd", weights, piece.uv[piece.faces[faces]])
-    height, width, _ = texture.shape
-    column = np.minimum((uv[:, 0] % 1.0 * width).astype(np.int64), width - 1)
-    # From below, as v counts: v = 0 is in the last row, also where all of a face has it.
-    row = height - 1 - np.minimum((uv[:, 1] % 1.0 * height).astype(np.int64), height - 1)
-    texel = texture[row, column]
-    return texel[:, :3], texel[:, 3] / 255.0
+    texture, corners = piece.material.texture, piece.faces[faces]
+    if texture is not None and piece.uv is not None:
+        uv = np.einsum("nk,nkd->nd", weights, piece.uv[corners])
+        height, width, _ = texture.shape
+        column = np.minimum((uv[:, 0] % 1.0 * width).astype(np.int64), width - 1)
+        # From below, as v counts: v = 0 is in the last row, also where all of a face has it.
+        row = height - 1 - np.minimum((uv[:, 1] % 1.0 * height).astype(np.int64), height - 1)
+        texel = texture[row, column]
+        return texel[:, :3], texel[:, 3] / 255.0
+    if piece.colors is not None:
+        mixed = np.einsum("nk,nkd->nd", weights, piece.colors[corners])
+        return np.round(mixed).astype(np.uint8), np.ones(len(faces))
+    color = np.round(np.asarray(piece.material.color) * 255).astype(np.uint8)
+    return np.broadcast_to(color, (len(faces), 3)), np.ones(len(faces))
 
 
-def _read_with_trimesh(data: bytes, path: str, read_file: ReadFile) -> Mesh:
-    """Reads what trimesh reads: OFF, PLY, STL, glTF, Collada where its reader is installed."""
-    suffix = posixpath.splitext(path)[1].lstrip(".").lower()
-    try:
-        scene = trimesh.load_scene(
-            io.BytesIO(data), file_type=suffix, resolver=cast("Any", _Resolver(path, read_file))
-        )
-    # trimesh's readers have no error of their own: they let through whatever breaks first.
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as broken:
-        raise MeshError(f"{path} cannot be read: {broken}") from broken
-    pieces = []
-    for part in scene.dump():
-        if not isinstance(part, trimesh.Trimesh) or len(part.faces) == 0:
-            continue
-        uv = getattr(part.visual, "uv", None)
-        pieces.append(
-            Piece(
-                vertices=np.asarray(part.vertices, np.float64),
-                faces=np.asarray(part.faces, np.int64),
-                material=_material_of(part),
-                uv=None if uv is None else np.asarray(uv, np.float64),
-            )
-        )
-    return Mesh(tuple(pieces))
+def double_area(corners: Floats) -> Floats:
+    """Twice the areas of (F, 3, 3) triangles."""
+    edges = corners[:, 1:] - corners[:, :1]
+    return np.asarray(np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=-1))
 
 
-def _material_of(part: trimesh.Trimesh) -> Material:
-    """Main colour and texture of a trimesh part."""
-    material = getattr(part.visual, "material", None)
-    image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
-    main = getattr(material, "main_color", None)
-    if main is None:
-        main = getattr(part.visual, "main_color", (204, 204, 204, 255))
-    rgba = np.asarray(main, np.float64) / 255
-    texture = None
-    if image is not None:
-        stored = io.BytesIO()
-        image.convert("RGBA").save(stored, "PNG")
-        texture = decode_texture(stored.getvalue())
-    return Material(
-        color=(float(rgba[0]), float(rgba[1]), float(rgba[2])),
-        opacity=float(rgba[3]) if len(rgba) > 3 else 1.0,
-        texture=texture,
-    )
-
-
-class _Resolver:
-    """Lets trimesh find the files a mesh names."""
-
-    def __init__(self, base: str, read_file: ReadFile) -> None:
-        self.base, self.read_file = base, read_file
-
-    def get(self, name: str) -> bytes:
-        """Bytes of `name`; trimesh expects a KeyError where there is none."""
-        data = resolve(name, self.base, self.read_file)
-        if data is None:
-            raise KeyError(name)
-        return data
+def reduced_texture(image: Image.Image) -> Pixels | None:
+    """An image's pixels as `decode_texture` gives them; lets through `BROKEN_IMAGE`."""
+    width, height = image.size
+    if image.format not in TEXTURE_FORMATS or width * height > MAX_PIXELS:
+        return None
+    rgba = image.convert("RGBA")
+    rgba.thumbnail((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
+    return np.asarray(rgba)
 
 
 def _unit(vectors: Floats) -> Floats:

@@ -1,50 +1,60 @@
-"""A preparation config in, dataset folders out, with the objects as Ray Data tasks."""
+"""A preparation config in, dataset folders out, a shard a task; goes on where it was stopped."""
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import ray.data
 
 import crossmost_ray
-from crossmost_ray.config import ConfigError, config_dict, load_config, resolve_path
-from crossmost_ray.prepare.classes import ClassMapping, label_objects
-from crossmost_ray.prepare.config import CatalogueConfig, PrepareConfig
+from crossmost_ray.cluster import connect
+from crossmost_ray.config import ConfigError, config_dict
+from crossmost_ray.prepare.config import PrepareConfig, kind_of
+from crossmost_ray.prepare.depth import depth_cameras
+from crossmost_ray.prepare.plan import Chunk, Plan, chunks_of, make_plan
 from crossmost_ray.prepare.render import RenderError, camera_ring
-from crossmost_ray.prepare.rows import Row, build_row
+from crossmost_ray.prepare.rows import Built, build_row
 from crossmost_ray.prepare.shards import (
-    half_of,
-    write_attribution,
-    write_dataset,
-    write_rejects,
+    attribution,
+    checksum,
+    decode_shard,
+    encode_shard,
+    row_bytes,
 )
-from crossmost_ray.prepare.sources import SOURCES
-from crossmost_ray.prepare.sources.base import Object
+from crossmost_ray.prepare.storage import Store
+from crossmost_ray.schema import MANIFEST_NAME, UNFINISHED_NAME
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_EVERY = 50
 TOOLS = ("numpy", "pillow", "pyarrow", "pyvista", "ray", "trimesh", "vtk")
-DATASETS = {
-    "source": "objects of the source catalogues, with and without a class",
-    "target_a": "objects of the target catalogues with a class, half a",
-    "target_b": "objects of the target catalogues with a class, half b",
-    "target_other": "objects of the target catalogues without a class, for an open-set check",
-}
+ATTRIBUTION_NAME = "ATTRIBUTION.md"
+REJECTS_NAME = "rejects.json"
+RECORDS = ".records"
+SAMPLED = 8
+"""Objects built beforehand, to learn how many make up a shard."""
+
+LEAST_SHARDS = 8
+"""Of all datasets together, however small they are: each is a unit of parallel work."""
+
+Record = dict[str, Any]
+"""What is known of a written shard: its file, its rows, and the objects that have none."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a preparation made of the catalogues."""
+    """What a preparation made of its sources."""
 
-    folder: Path
+    address: str
     """Holds a folder for each dataset."""
 
     num_rows: dict[str, int]
@@ -53,157 +63,415 @@ class Prepared:
     rejects: list[dict[str, str]]
     """`object_id`, `caption` and `reason` of each object that was left out."""
 
+    seconds: float
+    """That it took; what was done before a stop is not counted."""
+
+    num_built: int
+    """Objects that were looked at in that time."""
+
 
 def prepare(config: PrepareConfig) -> Prepared:
-    """Reads the catalogues, builds a row of each object and writes the datasets.
+    """Reads the sources, builds a row of each object and writes the datasets.
+
+    A shard is written once its objects are done, and is not done again if the preparation is
+    stopped and started anew with the same config.
 
     Raises:
-        ConfigError: If a catalogue or the class mapping cannot be read, no worker can render, or
-            no object at all became a row: what was written before then stays.
+        ConfigError: If a source or the class mapping cannot be read, the output holds something
+            else or can't be written, no worker can render, or no object at all became a row.
     """
-    listed = [
-        list(SOURCES[catalogue.kind].read_objects(catalogue)) for catalogue in config.catalogues
-    ]
-    mapping = load_config(ClassMapping, resolve_path(config.classes))
-    # Of all objects, so that the mapping is checked as a whole whatever the limit.
-    labels = label_objects([item for items in listed for item in items], mapping)
-    objects = [item for items in listed for item in items[: config.limit]]
-
-    results = {result["object_id"]: result for result in build_rows(objects, config)}
-    rows, rejects = sort_out(objects, results, labels, config.catalogues)
-    if not rows:
-        raise ConfigError(
-            f"none of the {len(objects)} objects became a row, so nothing was written; "
-            f"the first, {rejects[0]['object_id']}: {rejects[0]['reason']}"
-        )
-    datasets = split_rows(rows, config.catalogues)
-
-    folder = resolve_path(config.output)
-    for name, members in datasets.items():
-        manifest = describe(name, config, list(mapping.classes), rejects)
-        write_dataset(members, folder / name, int(config.shard_mb * 1e6), manifest)
-    titles = {catalogue.name: catalogue.title for catalogue in config.catalogues}
-    write_attribution(rows, titles, config.licenses, folder)
-    write_rejects(rejects, folder)
-    return Prepared(folder, {name: len(members) for name, members in datasets.items()}, rejects)
+    start = time.monotonic()
+    plan, store = make_plan(config), Store(config.output)
+    num_built = 0
+    if not _is_finished(plan, store):
+        _claim(plan, store, overwrite=config.overwrite)
+        chunks = chunks_of(plan, _objects_per_shard(plan, config, store))
+        todo = [chunk for chunk in chunks if store.read(_record_name(chunk)) is None]
+        if len(todo) < len(chunks):
+            logger.info("going on: %d of %d shards are there", len(chunks) - len(todo), len(chunks))
+        num_built = sum(len(chunk.objects) for chunk in todo)
+        _write_chunks(todo, config, store)
+        _finish(plan, config, store, chunks)
+    manifests = {name: _read_json(store, f"{name}/{MANIFEST_NAME}") for name in plan.datasets}
+    return Prepared(
+        address=config.output,
+        num_rows={name: manifest["counts"]["rows"] for name, manifest in manifests.items()},
+        rejects=_read_json(store, REJECTS_NAME)["rejects"],
+        seconds=time.monotonic() - start,
+        num_built=num_built,
+    )
 
 
-def build_rows(objects: Sequence[Object], config: PrepareConfig) -> list[dict[str, Any]]:
-    """Collects what `build_row` makes of each object, in the order in which tasks complete.
+def build_chunk(chunk: Chunk, config: PrepareConfig) -> list[Built]:
+    """Builds the rows of a shard, one object after the other.
 
     Raises:
-        ConfigError: If a worker cannot render at all.
+        RenderError: If this machine cannot render at all.
     """
-
-    def build(item: dict[str, Any]) -> dict[str, Any]:
+    built = []
+    for item in chunk.objects:
         try:
-            result = build_row(pickle.loads(item["object"]), config)
-        except RenderError as missing:
-            result = {"object_id": "", "fatal": str(missing)}
-        return {"result": pickle.dumps(result)}
+            built.append(build_row(item, config))
+        except RenderError:
+            raise
+        # Whatever else an object brings about is a bug of ours, and no reason to stop the rest.
+        except Exception as bug:  # noqa: BLE001
+            built.append(Built(item.object_id, None, f"{type(bug).__name__}: {bug}"))
+    return built
 
-    # One block an object, so that a crash costs one object.
-    items = [{"object": pickle.dumps(item)} for item in objects]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(build)
-    # An object that takes its task down is missed afterwards and reported; the rest goes on.
+
+def write_chunk(
+    chunk: Chunk, built: Sequence[Built], config: PrepareConfig, store: Store
+) -> Record:
+    """Writes a shard, and after it the record that says so."""
+    rows = [result.row for result in built if result.row is not None]
+    kept = [result for result in built if result.row is not None]
+    by_id = {item.object_id: item for item in chunk.objects}
+    record: Record = {
+        "rejects": [
+            {
+                "object_id": result.object_id,
+                "caption": by_id[result.object_id].captions[0],
+                "reason": result.reason,
+                "source": by_id[result.object_id].source,
+            }
+            for result in built
+            if result.row is None
+        ],
+        "rows": len(rows),
+        "meshes": {r.object_id: r.mesh_sha256 for r in kept if r.mesh_sha256 is not None},
+        "views": dict(Counter(result.kind_of_views for result in kept)),
+        "num_views": dict(Counter(str(len(row["views"])) for row in rows)),
+        "with_colors": sum(row["colors"] is not None for row in rows),
+        "credits": [
+            {"caption": row["captions"][0]}
+            | {key: row[key] or "unknown" for key in ("object_id", "source", "author", "license")}
+            for row in rows
+            if row["license"] is not None
+        ],
+        **{
+            f"{column}s": dict(Counter(str(row[column] or "null") for row in rows))
+            for column in ("label", "source", "license")
+        },
+    }
+    if rows:
+        data = encode_shard(rows, config.compression_level)
+        name = f"{chunk.name}.parquet"
+        store.write(f"{chunk.dataset}/{name}", data)
+        record["shard"] = {
+            "file": name,
+            "rows": len(rows),
+            "bytes": len(data),
+            "sha256": checksum(data),
+        }
+    store.write(_record_name(chunk), _json(record))
+    return record
+
+
+def _is_finished(plan: Plan, store: Store) -> bool:
+    return all(
+        (manifest := _read_json(store, f"{name}/{MANIFEST_NAME}")) is not None
+        and manifest.get("fingerprint") == plan.fingerprint
+        and store.read(f"{name}/{UNFINISHED_NAME}") is None
+        for name in plan.datasets
+    )
+
+
+def _claim(plan: Plan, store: Store, *, overwrite: bool) -> None:
+    """Marks the dataset folders as this plan's, unless they hold something else."""
+    for name in plan.datasets:
+        mark = _read_json(store, f"{name}/{UNFINISHED_NAME}")
+        if mark is not None and mark["fingerprint"] == plan.fingerprint:
+            continue
+        if store.names(name):
+            if not overwrite:
+                raise ConfigError(
+                    f"{store.address}/{name} holds another preparation; take another `output`, or "
+                    "set overwrite=true to replace it"
+                )
+            store.remove(name)
+        store.write(f"{name}/{UNFINISHED_NAME}", _json({"fingerprint": plan.fingerprint}))
+
+
+def _objects_per_shard(plan: Plan, config: PrepareConfig, store: Store) -> int:
+    """Learns from a few objects how many make up a shard; told once, then remembered."""
+    first = next(iter(plan.datasets))
+    mark = _read_json(store, f"{first}/{UNFINISHED_NAME}")
+    assert mark is not None, "the folder was claimed"
+    if "objects_per_shard" not in mark:
+        objects = [item for members in plan.datasets.values() for item in members]
+        few = objects[:: max(1, len(objects) // SAMPLED)][:SAMPLED]
+        chunks = [Chunk("", place, (item,)) for place, item in enumerate(few)]
+        sizes = [
+            row_bytes(result.row)
+            for _, built in _run(chunks, config, None)
+            for result in built
+            if result.row is not None
+        ]
+        mean = sum(sizes) / len(sizes) if sizes else config.shard_mb * 1e6
+        by_size = int(config.shard_mb * 1e6 / mean)
+        mark["objects_per_shard"] = max(1, min(by_size, -(-plan.num_objects // LEAST_SHARDS)))
+        store.write(f"{first}/{UNFINISHED_NAME}", _json(mark))
+    return int(mark["objects_per_shard"])
+
+
+def _write_chunks(chunks: Sequence[Chunk], config: PrepareConfig, store: Store) -> None:
+    """Builds and writes shards as tasks; an object that takes its task down is done without."""
+    progress = _Progress(sum(len(chunk.objects) for chunk in chunks))
+    done = set()
+    for chunk, built in _run(chunks, config, store):
+        done.add((chunk.dataset, chunk.index))
+        progress.show(len(chunk.objects), sum(result.row is None for result in built))
+    for chunk in chunks:
+        if (chunk.dataset, chunk.index) in done:
+            continue
+        # Its process died, for the sake of one object: which one, each by itself will tell.
+        logger.info("the task of %s/%s died: its objects one by one", chunk.dataset, chunk.name)
+        singles = [Chunk(chunk.dataset, place, (item,)) for place, item in enumerate(chunk.objects)]
+        found = {single.index: built[0] for single, built in _run(singles, config, None)}
+        built = [
+            found.get(place, Built(item.object_id, None, "its process died; see Ray's log"))
+            for place, item in enumerate(chunk.objects)
+        ]
+        write_chunk(chunk, built, config, store)
+        progress.show(len(chunk.objects), sum(result.row is None for result in built))
+
+
+def _run(
+    chunks: Sequence[Chunk], config: PrepareConfig, store: Store | None
+) -> Iterator[tuple[Chunk, list[Built]]]:
+    """Builds chunks as Ray Data tasks, and writes them where a store is given.
+
+    Yields:
+        The chunks whose task ended well, in the order in which they do, with what was built;
+        without the rows where they were written.
+
+    Raises:
+        ConfigError: If a worker cannot render at all, or the store can't be written.
+    """
+    if not chunks:
+        return
+    connect()
+
+    def work(item: dict[str, Any]) -> dict[str, Any]:
+        chunk: Chunk = pickle.loads(item["chunk"])
+        fatal = ""
+        built: list[Built] = []
+        try:
+            built = build_chunk(chunk, config)
+            if store is not None:
+                write_chunk(chunk, built, config, store)
+                # Rows don't travel: they are written.
+                built = [replace(r, row=None if r.row is None else {}) for r in built]
+        except RenderError as missing:
+            fatal = f"a worker cannot render: {missing}"
+        except ConfigError as refused:
+            fatal = str(refused)
+        return {"place": item["place"], "fatal": fatal, "built": pickle.dumps(built)}
+
+    # Pickled, for Arrow has no say in what an object is; by tasks of our own, from our own driver.
+    items = [{"place": place, "chunk": pickle.dumps(c)} for place, c in enumerate(chunks)]
+    # A task whose process died is tried once more: Ray Data would go on with it for ever.
+    listed = ray.data.from_items(items, override_num_blocks=len(items))
+    with warnings.catch_warnings():
+        # Ray will take this argument away in 2.64 and has no other for it yet.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args_fn.*")
+        dataset = listed.map(work, ray_remote_args_fn=lambda: {"max_retries": 1})
     dataset.context.max_errored_blocks = -1
     dataset.context.enable_progress_bars = False
-
-    results = []
     for row in dataset.iter_rows():
-        result = pickle.loads(row["result"])
-        if "fatal" in result:
-            raise ConfigError(f"a worker cannot render: {result['fatal']}")
-        results.append(result)
-        if len(results) % PROGRESS_EVERY == 0:
-            logger.info("%d of %d objects", len(results), len(objects))
-    return results
+        if row["fatal"]:
+            raise ConfigError(row["fatal"])
+        yield chunks[row["place"]], pickle.loads(row["built"])
 
 
-def sort_out(
-    objects: Sequence[Object],
-    results: Mapping[str, Mapping[str, Any]],
-    labels: Mapping[str, str | None],
-    catalogues: Sequence[CatalogueConfig],
-) -> tuple[list[Row], list[dict[str, str]]]:
-    """Parts the labelled rows from the rejects; both in the order of the catalogues."""
-    domain = {catalogue.name: catalogue.domain for catalogue in catalogues}
-    source_meshes = {
-        results[item.object_id].get("mesh_sha256"): item.object_id
-        for item in objects
-        if domain[item.source] == "source" and item.object_id in results
-    }
-    rows, rejects = [], []
-    for item in objects:
-        result = results.get(
-            item.object_id, {"row": None, "reason": "its task failed; see Ray's log"}
+def _finish(plan: Plan, config: PrepareConfig, store: Store, chunks: Sequence[Chunk]) -> None:
+    """Writes manifests, rejects and attribution, and takes the marks away.
+
+    Raises:
+        ConfigError: If no object became a row.
+    """
+    records = {(c.dataset, c.index): _read_json(store, _record_name(c)) or {} for c in chunks}
+    _drop_twins(chunks, records, config, store)
+    rejects = [reject for record in records.values() for reject in record["rejects"]]
+    if not any(record["rows"] for record in records.values()):
+        for name in plan.datasets:
+            store.remove(name)
+        raise ConfigError(
+            f"none of the {plan.num_objects} objects became a row, so nothing was written; "
+            f"the first, {rejects[0]['object_id']}: {rejects[0]['reason']}"
         )
-        row, reason = result["row"], result.get("reason", "")
-        twin = source_meshes.get(result.get("mesh_sha256"))
-        if row is not None and domain[item.source] == "target" and twin is not None:
-            row, reason = None, f"its mesh is that of {twin}, a source object"
-        if row is None:
-            rejects.append({"object_id": item.object_id, "caption": item.caption, "reason": reason})
-        else:
-            label = labels[item.object_id]
-            # Captions teach, and only source objects may: a target object's class is not among its.
-            taxonomy = [label] if label is not None and domain[item.source] == "source" else []
-            rows.append({**row, "label": label, "captions": [item.caption, *taxonomy]})
-    return rows, rejects
+    for name in plan.datasets:
+        here = [records[c.dataset, c.index] for c in chunks if c.dataset == name]
+        store.write(f"{name}/{MANIFEST_NAME}", _json(describe(name, plan, config, here)))
+    credits = [credit for record in records.values() for credit in record["credits"]]
+    if credits:
+        titles = {source.name: source.title or source.name for source in config.sources}
+        text = attribution(credits, titles, config.licenses)
+        store.write(ATTRIBUTION_NAME, text.encode())
+    told = ("object_id", "caption", "reason")
+    store.write(
+        REJECTS_NAME, _json({"rejects": [{key: item[key] for key in told} for item in rejects]})
+    )
+    for name in plan.datasets:
+        store.remove(f"{name}/{RECORDS}")
+        store.remove(f"{name}/{UNFINISHED_NAME}")
 
 
-def split_rows(rows: Sequence[Row], catalogues: Sequence[CatalogueConfig]) -> dict[str, list[Row]]:
-    """Gives each row to its dataset."""
-    domain = {catalogue.name: catalogue.domain for catalogue in catalogues}
-    datasets: dict[str, list[Row]] = {name: [] for name in DATASETS}
-    for row in rows:
-        if domain[row["source"]] == "source":
-            datasets["source"].append(row)
-        elif row["label"] is None:
-            datasets["target_other"].append(row)
-        else:
-            datasets[f"target_{half_of(row['object_id'])}"].append(row)
-    return datasets
+def _drop_twins(
+    chunks: Sequence[Chunk],
+    records: dict[tuple[str, int], Record],
+    config: PrepareConfig,
+    store: Store,
+) -> None:
+    """Takes from the parted sources what is a copy of another source's mesh: it would be known."""
+    parted = {source.name for source in config.sources if source.halves}
+    owner = {item.object_id: item.source for chunk in chunks for item in chunk.objects}
+    known: dict[str, str] = {}
+    for record in records.values():
+        for object_id, mesh in record["meshes"].items():
+            if owner[object_id] not in parted:
+                known[mesh] = min(object_id, known.get(mesh, object_id))
+    for chunk in chunks:
+        record = records[chunk.dataset, chunk.index]
+        twins = {
+            object_id: f"its mesh is that of {known[mesh]}, of another source"
+            for object_id, mesh in record["meshes"].items()
+            if owner[object_id] in parted and mesh in known
+        }
+        if not twins:
+            continue
+        data = store.read(f"{chunk.dataset}/{chunk.name}.parquet")
+        assert data is not None, "the record says that it was written"
+        rows = {row["object_id"]: row for row in decode_shard(data)}
+        # What a view is made of is not in the shard.
+        kind = " or ".join(record["views"])
+        reasons = {reject["object_id"]: reject["reason"] for reject in record["rejects"]} | twins
+        built = [
+            Built(item.object_id, None, reasons[item.object_id])
+            if item.object_id in reasons
+            else Built(item.object_id, rows[item.object_id], kind_of_views=kind)
+            for item in chunk.objects
+        ]
+        store.remove(f"{chunk.dataset}/{chunk.name}.parquet")
+        records[chunk.dataset, chunk.index] = write_chunk(chunk, built, config, store)
 
 
 def describe(
-    dataset: str,
-    config: PrepareConfig,
-    classes: Sequence[str],
-    rejects: Sequence[Mapping[str, str]],
+    dataset: str, plan: Plan, config: PrepareConfig, records: Sequence[Record]
 ) -> dict[str, Any]:
-    """What the manifest says besides counts and checksums."""
-    render = config.render
-    domain = "source" if dataset == "source" else "target"
-    left_out = {
-        catalogue.name: sum(
-            reject["object_id"].startswith(f"{catalogue.name}/") for reject in rejects
-        )
-        for catalogue in config.catalogues
-        if catalogue.domain == domain
-    }
+    """What a dataset's manifest says."""
+    sources = {item.source for item in plan.datasets[dataset]}
+    views = _sum(record["views"] for record in records)
     return {
         "name": f"{config.name}/{dataset}",
-        "description": DATASETS[dataset],
-        "classes": list(classes),
+        "fingerprint": plan.fingerprint,
+        "classes": list(plan.classes),
         "num_points": config.num_points,
         "up_axis": "+y",
         "front_axis": "+z",
-        "half_rule": "a target object is in half a if the last byte of its id's SHA-256 is even",
-        "cameras": {
-            **config_dict(render),
-            "views": [
-                {"azimuth": azimuth, "elevation": elevation}
-                for azimuth, elevation in camera_ring(render)
-            ],
-            "light": "ambient, from behind the camera, and from its upper left",
-            "codec": "webp",
+        "normalisation": "centroid at 0, farthest point at 1",
+        "colors": {
+            "objects_with": sum(record["with_colors"] for record in records),
+            "elsewhere": "null",
         },
-        "left_out": left_out,
+        "sources": {
+            source.name: {
+                "kind": kind_of(source),
+                "axes": source.axes,
+                "unit": source.unit,
+                **({} if source.title is None else {"title": source.title}),
+            }
+            for source in config.sources
+            if source.name in sources
+        },
+        **(
+            {"half_rule": "an object is in half a if the last byte of its id's SHA-256 is even"}
+            if any(source.halves for source in config.sources)
+            else {}
+        ),
+        "cameras": _cameras(config, views),
+        "counts": {
+            "rows": sum(record["rows"] for record in records),
+            "classes": _sum(record["labels"] for record in records),
+            "sources": _sum(record["sources"] for record in records),
+            "licenses": _sum(record["licenses"] for record in records),
+            "views": views,
+            "views_of_an_object": _sum(record["num_views"] for record in records),
+        },
+        "left_out": _sum(
+            {reject["source"]: 1} for record in records for reject in record["rejects"]
+        ),
         "seed": config.seed,
         "versions": {
             "crossmost_ray": crossmost_ray.__version__,
             "python": platform.python_version(),
             **{tool: version(tool) for tool in TOOLS},
         },
+        "shards": [record["shard"] for record in records if "shard" in record],
     }
+
+
+def _cameras(config: PrepareConfig, views: Mapping[str, int]) -> dict[str, Any]:
+    """How views came about, by what they are."""
+    told: dict[str, Any] = {}
+    kinds = " ".join(views)
+    if "photos" in kinds:
+        told["photos"] = {"longest_side": config.photo_resolution}
+    if "renders" in kinds:
+        told |= {
+            **config_dict(config.render),
+            "views": [
+                {"azimuth": azimuth, "elevation": elevation}
+                for azimuth, elevation in camera_ring(config.render)
+            ],
+            "lights": "ambient, from behind the camera, and from its upper left",
+            "codec": "webp",
+        }
+    if "depth" in kinds:
+        told["depth"] = depth_cameras(config.depth)
+    return told
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def _record_name(chunk: Chunk) -> str:
+    return f"{chunk.dataset}/{RECORDS}/{chunk.name}.json"
+
+
+def _read_json(store: Store, name: str) -> Any:
+    data = store.read(name)
+    return None if data is None else json.loads(data)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+class _Progress:
+    """A line now and then: how many objects, how many were left out, how fast, how long still."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.rejected = total, 0, 0
+        self.start = self.shown = time.monotonic()
+
+    def show(self, objects: int, rejected: int) -> None:
+        self.done += objects
+        self.rejected += rejected
+        now = time.monotonic()
+        if now - self.shown < self.EVERY_S and self.done < self.total:
+            return
+        self.shown = now
+        rate = self.done / max(now - self.start, 1e-9)
+        minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
+        logger.info(
+            "%d of %d objects, %d left out, %.1f objects/s, %d:%02d to go",
+            *(self.done, self.total, self.rejected, rate, minutes, seconds),
+        )

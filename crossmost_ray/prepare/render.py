@@ -14,7 +14,8 @@ import pyvista as pv
 from PIL import Image
 
 from crossmost_ray.prepare.config import RenderConfig
-from crossmost_ray.prepare.mesh import Floats, Mesh, MeshError, Piece, Pixels
+from crossmost_ray.prepare.errors import ObjectError
+from crossmost_ray.prepare.mesh import Floats, Mesh, Piece, Pixels
 
 SYSTEM_PACKAGES = ("libegl1", "libgl1-mesa-dri")
 """Debian packages with the software renderer that VTK needs where there is no display."""
@@ -54,14 +55,14 @@ def render_views(mesh: Mesh, config: RenderConfig) -> list[Pixels]:
         V images (R, R, 3) uint8.
 
     Raises:
-        MeshError: If there is nothing to see, or a view is blank: hardly a pixel of it differs
+        ObjectError: If there is nothing to see, or a view is blank: hardly a pixel of it differs
             from the background.
         RenderError: If VTK finds no way to render on this machine.
     """
     visible = Mesh(tuple(piece for piece in mesh.pieces if piece.material.opacity > 0))
     if not visible.pieces:
-        raise MeshError("it has no visible surface")
-    plotter = _plotter(config.resolution * config.supersampling)
+        raise ObjectError("it has no visible surface")
+    plotter = _plotter(config.resolution * config.supersampling, config.light)
     plotter.clear_actors()
     plotter.renderer.SetBackground(*[config.background / 255] * 3)
     for piece in visible.pieces:
@@ -83,7 +84,7 @@ def render_views(mesh: Mesh, config: RenderConfig) -> list[Pixels]:
         view = _reduce(large, config.supersampling)
         share = foreground_share(view, config.background)
         if share < config.least_foreground:
-            raise MeshError(
+            raise ObjectError(
                 f"its view at azimuth {azimuth:g}, elevation {elevation:g} is blank: "
                 f"{100 * share:.2f} % of the pixels differ from the background"
             )
@@ -138,13 +139,14 @@ def _reduce(image: Pixels, factor: int) -> Pixels:
 
 
 @functools.cache
-def _plotter(size: int) -> pv.Plotter:
+def _plotter(size: int, brightness: float) -> pv.Plotter:
     """The one plotter of this process; building one takes seconds, reusing it milliseconds."""
     _require_renderer()
     plotter = pv.Plotter(off_screen=True, window_size=[size, size], lighting="none")
     # Relative to the camera, so that every view is lit alike: from behind the camera, and more
     # strongly from its upper left, which gives the faces of a box three different shades.
     for position, intensity in (((0.0, 0.0, 1.0), 0.5), ((-0.7, 1.0, 0.8), 0.55)):
+        intensity *= brightness
         light = pv.Light(position=position, light_type="camera light", intensity=intensity)
         plotter.renderer.AddLight(light)
     plotter.renderer.enable_depth_peeling(TRANSLUCENT_LAYERS)
@@ -187,9 +189,14 @@ def _add(plotter: pv.Plotter, piece: Piece) -> None:
         texture.repeat = True
         texture.interpolate = True
         texture.mipmap = True
+    painted = texture is None and piece.colors is not None
+    if painted:
+        surface.point_data["colors"] = piece.colors
     plotter.add_mesh(
         surface,
         color="white" if texture is not None else material.color,
+        scalars="colors" if painted else None,
+        rgb=painted,
         texture=texture,
         opacity=material.opacity,
         smooth_shading=False if piece.normals is None else None,

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossmost_ray.config import ConfigError, DataConfig
+from crossmost_ray.data.decode import ring_views
 from crossmost_ray.data.shards import BadRow, ShardCheck
-from crossmost_ray.data.stream import RawCollate, pair_rows, read_rows, ring_views, steps_per_epoch
+from crossmost_ray.data.stream import RawCollate, pair_rows, read_rows, steps_per_epoch
 from crossmost_ray.schema import SHARD_SCHEMA
 from tests.synthetic import write_shards
 

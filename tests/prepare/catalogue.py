@@ -6,10 +6,11 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from crossmost_ray.prepare.config import CatalogueConfig
+from crossmost_ray.prepare.config import SweetHome3D
 
 BOX = """mtllib box.mtl
 v 0 0 0
@@ -73,13 +74,7 @@ def write_catalogue(path: Path, properties: str, files: Mapping[str, bytes]) -> 
     return path
 
 
-def catalogue_config(path: Path, name: str = "tiny", domain: str = "source") -> CatalogueConfig:
+def catalogue_config(path: Path, name: str = "tiny", **more: Any) -> SweetHome3D:
     """Config of a catalogue under CC0."""
-    return CatalogueConfig(
-        name=name,
-        path=str(path),
-        domain=domain,  # type: ignore[arg-type]
-        license="CC0",
-        title=f"The {name} catalogue",
-        package="tiny-furniture",
-    )
+    facts: dict[str, Any] = {"kind": "sweethome3d", "license": "CC0", "package": "tiny-furniture"}
+    return SweetHome3D(name=name, path=str(path), title=f"The {name} catalogue", **facts, **more)

@@ -11,17 +11,7 @@ from crossmost_ray.prepare.sources.base import Object
 
 
 def item(source: str, identifier: str, caption: str) -> Object:
-    return Object(
-        object_id=f"{source}/{identifier}",
-        caption=caption,
-        kind="sweethome3d",
-        source=source,
-        author="Ada",
-        license="CC0",
-        archive="none",
-        model="none",
-        size=(1.0, 1.0, 1.0),
-    )
+    return Object(f"{source}/{identifier}", source, "all", (caption,))
 
 
 OBJECTS = [item("one", "c1", "Chair"), item("one", "c2", "Chair"), item("two", "c1", "Chair")]

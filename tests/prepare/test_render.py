@@ -10,7 +10,8 @@ import pytest
 
 from crossmost_ray.prepare import render
 from crossmost_ray.prepare.config import RenderConfig
-from crossmost_ray.prepare.mesh import Material, Mesh, MeshError, Piece
+from crossmost_ray.prepare.errors import ObjectError
+from crossmost_ray.prepare.mesh import Material, Mesh, Piece
 from crossmost_ray.prepare.render import (
     RenderError,
     camera_ring,
@@ -85,6 +86,27 @@ def test_a_texture_is_drawn() -> None:
     assert view[38, 24, 1] > 150 > view[38, 24, 0]
 
 
+def test_colours_of_corners_are_drawn() -> None:
+    square = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], float)
+    colors = np.array([[255, 0, 0], [255, 0, 0], [0, 255, 0], [0, 255, 0]], np.uint8)
+    piece = Piece(square, np.array([[0, 1, 2], [0, 2, 3]]), Material(), colors=colors)
+    config = RenderConfig(resolution=48, num_views=1, first_azimuth=0, elevations=(0.0,))
+    (view,) = render_views(Mesh((piece,)), config)
+    assert view[8, 24, 1] > 150 > view[8, 24, 0]
+    assert view[40, 24, 0] > 150 > view[40, 24, 1]
+
+
+def test_more_light_gives_a_brighter_view_of_the_same_shape() -> None:
+    mesh = cuboid((1, 1, 1), color=(0.3, 0.3, 0.3))
+    dim, bright = (
+        render_views(mesh, RenderConfig(resolution=48, num_views=1, light=light))[0].astype(int)
+        for light in (0.5, 1.5)
+    )
+    shape = np.abs(dim - 144).max(axis=-1) > 8
+    assert (bright[shape] > dim[shape]).mean() > 0.95
+    np.testing.assert_array_equal(dim[0, 0], bright[0, 0])
+
+
 def test_rendering_again_gives_the_same_pixels() -> None:
     mesh = cuboid((1, 2, 3), color=(0.9, 0.5, 0.1))
     first = render_views(mesh, SMALL)
@@ -103,13 +125,15 @@ def test_window_panes_are_seen_through() -> None:
 
 
 def test_an_invisible_mesh_is_refused() -> None:
-    with pytest.raises(MeshError, match="it has no visible surface"):
+    with pytest.raises(ObjectError, match="it has no visible surface"):
         render_views(cuboid((1, 1, 1), opacity=0.0), SMALL)
 
 
 def test_a_view_that_shows_nothing_is_refused() -> None:
     needle = cuboid((0.001, 1, 0.001))
-    with pytest.raises(MeshError, match=r"its view at azimuth 15, elevation 15 is blank: 0\.\d+ %"):
+    with pytest.raises(
+        ObjectError, match=r"its view at azimuth 15, elevation 15 is blank: 0\.\d+ %"
+    ):
         render_views(needle, SMALL)
 
 

@@ -9,30 +9,34 @@ import numpy as np
 import pytest
 
 from crossmost_ray.config import ConfigError
-from crossmost_ray.prepare.mesh import MeshError, sample_surface
-from crossmost_ray.prepare.sources.sweethome3d import (
-    load_mesh,
-    parse_properties,
-    read_catalogue,
-)
+from crossmost_ray.prepare.errors import ObjectError
+from crossmost_ray.prepare.mesh import Mesh, sample_surface
+from crossmost_ray.prepare.sources.sweethome3d import list_objects, load, parse_properties
 
 from .catalogue import BOX, catalogue_config, entry, model, write_catalogue
+
+
+def only_mesh(path: Path) -> Mesh:
+    """The mesh of a catalogue's first object."""
+    config = catalogue_config(path)
+    mesh = load(next(list_objects(config)), config).mesh
+    assert mesh is not None
+    return mesh
 
 
 def test_objects_carry_what_the_catalogue_says(tmp_path: Path) -> None:
     properties = "id=Tiny\n" + entry(1, "Caf\\u00e9 chair", "chair") + entry(2, "Box", "box")
     path = write_catalogue(tmp_path / "t.sh3f", properties, model("chair") | model("box"))
-    chair, box = read_catalogue(catalogue_config(path))
-    assert (chair.object_id, chair.caption, chair.author) == ("tiny/chair", "Café chair", "Ada")
-    assert (chair.source, chair.license) == ("tiny", "CC0")
+    chair, box = list_objects(catalogue_config(path))
+    assert (chair.object_id, chair.captions[0], chair.author) == ("tiny/chair", "Café chair", "Ada")
+    assert (chair.source, chair.split, chair.label) == ("tiny", "all", None)
     assert box.object_id == "tiny/box"
 
 
 def test_a_model_is_stretched_to_the_size_in_the_catalogue(tmp_path: Path) -> None:
     path = write_catalogue(tmp_path / "t.sh3f", entry(1, "Box", "box"), model("box"))
-    (box,) = read_catalogue(catalogue_config(path))
     # 100 wide, 200 high, 50 deep, around the origin.
-    np.testing.assert_allclose(load_mesh(box).bounds, [[-50, -100, -25], [50, 100, 25]])
+    np.testing.assert_allclose(only_mesh(path).bounds, [[-50, -100, -25], [50, 100, 25]])
 
 
 def test_a_model_is_turned_before_it_is_stretched(tmp_path: Path) -> None:
@@ -40,7 +44,7 @@ def test_a_model_is_turned_before_it_is_stretched(tmp_path: Path) -> None:
     tip = BOX.replace("v 0 0 1", "v 0 0 2")
     lines = entry(1, "Box", "box", modelRotation="1 0 0 0 0 1 0 -1 0")
     path = write_catalogue(tmp_path / "t.sh3f", lines, model("box", tip))
-    mesh = load_mesh(next(read_catalogue(catalogue_config(path))))
+    mesh = only_mesh(path)
     np.testing.assert_allclose(mesh.bounds, [[-50, -100, -25], [50, 100, 25]])
     (piece,) = mesh.pieces
     highest = piece.vertices[piece.vertices[:, 1].argmax()]
@@ -50,14 +54,14 @@ def test_a_model_is_turned_before_it_is_stretched(tmp_path: Path) -> None:
 def test_a_flat_model_stays_flat(tmp_path: Path) -> None:
     flat = "v 0 0 0\nv 1 0 0\nv 0 0 1\nf 1 2 3\n"
     path = write_catalogue(tmp_path / "t.sh3f", entry(1, "Rug", "rug"), model("rug", flat))
-    mesh = load_mesh(next(read_catalogue(catalogue_config(path))))
+    mesh = only_mesh(path)
     np.testing.assert_allclose(mesh.bounds, [[-50, 0, -25], [50, 0, 25]])
 
 
 def test_textures_with_backslashes_and_doubled_slashes_are_found(tmp_path: Path) -> None:
     lines = entry(1, "Box", "box", model="//tiny//box/box.obj")
     path = write_catalogue(tmp_path / "t.sh3f", lines, model("box"))
-    mesh = load_mesh(next(read_catalogue(catalogue_config(path))))
+    mesh = only_mesh(path)
     _, colors = sample_surface(mesh, 32, np.random.default_rng(0))
     assert (colors == (150, 90, 30)).all()
 
@@ -70,7 +74,7 @@ def test_the_jar_knows_its_own_materials(tmp_path: Path) -> None:
         "com/eteks/sweethome3d/j3d/OBJLoader.class": b"\xca\xfe\xba\xbe" + constant
     }
     path = write_catalogue(tmp_path / "t.jar", entry(1, "Box", "box"), files)
-    mesh = load_mesh(next(read_catalogue(catalogue_config(path))))
+    mesh = only_mesh(path)
     assert mesh.pieces[0].material.color == (1.0, 0.0, 0.0)
 
 
@@ -78,8 +82,8 @@ def test_a_light_source_without_a_surface_is_a_mesh_error(tmp_path: Path) -> Non
     path = write_catalogue(
         tmp_path / "t.sh3f", entry(1, "Light", "light"), model("light", "v 0 0 0\n")
     )
-    with pytest.raises(MeshError, match="holds no face with an area"):
-        load_mesh(next(read_catalogue(catalogue_config(path))))
+    with pytest.raises(ObjectError, match="holds no face with an area"):
+        only_mesh(path)
 
 
 def test_properties_are_in_the_order_of_their_numbers() -> None:
@@ -92,14 +96,14 @@ def test_a_missing_catalogue_names_the_package(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"none.sh3f is missing; .*apt-get install tiny-furniture"
     ):
-        list(read_catalogue(config))
+        list(list_objects(config))
 
 
 def test_a_broken_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.sh3f"
     path.write_bytes(b"PK\x03\x04 half of a file")
     with pytest.raises(ConfigError, match=r"t.sh3f is not a complete zip archive; fetch it anew"):
-        list(read_catalogue(catalogue_config(path)))
+        list(list_objects(catalogue_config(path)))
 
 
 def test_an_archive_without_furniture_is_named(tmp_path: Path) -> None:
@@ -107,13 +111,13 @@ def test_an_archive_without_furniture_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(ConfigError, match=r"t.zip holds none of .* not a furniture catalogue"):
-        list(read_catalogue(catalogue_config(path)))
+        list(list_objects(catalogue_config(path)))
 
 
 def test_an_incomplete_entry_is_named(tmp_path: Path) -> None:
     path = write_catalogue(tmp_path / "t.sh3f", entry(1, "Box", "box", width="wide"), {})
     with pytest.raises(ConfigError, match=r"entry 1 of .*t\.sh3f \(Tiny#box\) .*'wide'"):
-        list(read_catalogue(catalogue_config(path)))
+        list(list_objects(catalogue_config(path)))
 
 
 def test_a_damaged_file_costs_its_object_only(tmp_path: Path) -> None:
@@ -126,13 +130,14 @@ def test_a_damaged_file_costs_its_object_only(tmp_path: Path) -> None:
     first = data.index(b"mtllib box.mtl")
     data[data.index(b"mtllib box.mtl", first + 1)] ^= 255
     path.write_bytes(data)
-    chair, box = read_catalogue(catalogue_config(path))
-    assert load_mesh(chair).pieces
-    with pytest.raises(MeshError, match=r"tiny/box/box\.obj in .* is damaged"):
-        load_mesh(box)
+    config = catalogue_config(path)
+    chair, box = list_objects(config)
+    assert load(chair, config).mesh is not None
+    with pytest.raises(ObjectError, match=r"tiny/box/box\.obj in .* is damaged"):
+        load(box, config)
 
 
 def test_a_model_without_a_size_is_a_mesh_error(tmp_path: Path) -> None:
     path = write_catalogue(tmp_path / "t.sh3f", entry(1, "Box", "box", depth="0"), model("box"))
-    with pytest.raises(MeshError, match="its size in the catalogue is"):
-        load_mesh(next(read_catalogue(catalogue_config(path))))
+    with pytest.raises(ObjectError, match="its size in the catalogue is"):
+        only_mesh(path)

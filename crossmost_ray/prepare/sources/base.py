@@ -1,37 +1,56 @@
-"""What a source yields."""
+"""What a source yields: objects, and what one of them holds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost_ray.prepare.mesh import Mesh
 
 
 @dataclass(frozen=True)
 class Object:
-    """One thing in the world before it is a row: what is known of it, and where its mesh lies."""
+    """One thing in the world before it is a row: what is known of it, and where it lies."""
 
     object_id: str
-    """The source's own identifier, prefixed by the source's name."""
-
-    caption: str
-    """Its name in the catalogue."""
-
-    kind: str
-    """How its source is read; a key of `SOURCES`."""
+    """The source's own identifier, prefixed by the source's name: "modelnet/chair_0001"."""
 
     source: str
-    """Name of its catalogue."""
+    """Name of its source in the config."""
 
-    author: str
-    license: str
+    split: str
+    """The source's own split, such as train or test; "all" where it has none."""
 
-    archive: str
-    """Path of the archive that holds its mesh."""
+    captions: tuple[str, ...]
+    """Its own name first, names from a taxonomy after it, the most general last. None is blank."""
 
-    model: str
-    """Path of the mesh inside the archive."""
+    label: str | None = None
+    """Its class in the source, or None."""
 
-    size: tuple[float, float, float]
-    """Width (x), height (y) and depth (z) in centimetres."""
+    author: str | None = None
+    """Who made it, where that is known."""
 
-    rotation: tuple[float, ...] | None = None
-    """Nine numbers of a matrix, row by row, that turns the mesh upright; None for none."""
+    place: dict[str, Any] = field(default_factory=dict)
+    """What the source's own `load` needs to find it; nobody else reads it. Plain values."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an object holds, in the axes and the unit of its source: a mesh or points, and images.
+
+    Exactly one of `mesh` and `points` is given.
+    """
+
+    mesh: Mesh | None = None
+
+    points: NDArray[np.float32] | None = None
+    """(N, 3)."""
+
+    colors: NDArray[np.uint8] | None = None
+    """(N, 3) sRGB of `points`, where the source has them."""
+
+    photos: tuple[bytes, ...] = ()
+    """Encoded images as the source has them, in a fixed order; empty where it has none."""

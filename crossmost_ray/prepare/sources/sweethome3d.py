@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from crossmost_ray.config import ConfigError, resolve_path
-from crossmost_ray.prepare.config import CatalogueConfig
-from crossmost_ray.prepare.mesh import Mesh, MeshError, ReadFile, read_mesh
-from crossmost_ray.prepare.sources.base import Object
+from crossmost_ray.prepare.config import SweetHome3D
+from crossmost_ray.prepare.errors import ObjectError
+from crossmost_ray.prepare.formats import read_mesh
+from crossmost_ray.prepare.mesh import ReadFile
+from crossmost_ray.prepare.sources.base import Content, Object
 from crossmost_ray.prepare.wavefront import STANDARD_MATERIALS
 
 PROPERTY_FILES = (
@@ -27,7 +29,7 @@ PROPERTY_FILES = (
 READER_CLASS = "com/eteks/sweethome3d/j3d/OBJLoader.class"
 
 
-def read_catalogue(config: CatalogueConfig) -> Iterator[Object]:
+def list_objects(config: SweetHome3D) -> Iterator[Object]:
     """Reads the list of a catalogue, not yet its meshes.
 
     Raises:
@@ -52,26 +54,27 @@ def read_catalogue(config: CatalogueConfig) -> Iterator[Object]:
             ) from None
 
 
-def load_mesh(item: Object) -> Mesh:
+def load(item: Object, config: SweetHome3D) -> Content:
     """Reads an object's mesh: y upwards, front to +z, in centimetres.
 
     Raises:
-        MeshError: If it cannot be read, or has no surface.
+        ObjectError: If it cannot be read, or has no surface.
     """
-    if not min(item.size) > 0:
-        raise MeshError(f"its size in the catalogue is {item.size}")
-    mesh = read_mesh(item.model, _reader(item.archive))
-    if item.rotation is not None:
-        mesh = mesh.transformed(np.array(item.rotation).reshape(3, 3))
+    place = item.place
+    size = np.array(place["size"])
+    if not size.min() > 0:
+        raise ObjectError(f"its size in the catalogue is {tuple(place['size'])}")
+    mesh = read_mesh(place["model"], _reader(str(resolve_path(config.path))))
+    if place["rotation"] is not None:
+        mesh = mesh.transformed(np.array(place["rotation"]).reshape(3, 3))
     least, greatest = mesh.bounds
     extent = greatest - least
     if not extent.max() > 0:
-        raise MeshError("all its vertices coincide")
+        raise ObjectError("all its vertices coincide")
     # The catalogue stretches a model to its width, height and depth; a flat one stays flat.
-    scale = np.where(
-        extent > 1e-9 * extent.max(), np.array(item.size) / np.maximum(extent, 1e-12), 1.0
-    )
-    return mesh.translated(-(least + greatest) / 2).transformed(np.diag(scale))
+    scale = np.where(extent > 1e-9 * extent.max(), size / np.maximum(extent, 1e-12), 1.0)
+    centred = mesh.translated(-(least + greatest) / 2)
+    return Content(mesh=centred.transformed(np.diag(scale)))
 
 
 def parse_properties(data: bytes) -> list[dict[str, str]]:
@@ -87,23 +90,24 @@ def parse_properties(data: bytes) -> list[dict[str, str]]:
     return [entries[number] for number in sorted(entries)]
 
 
-def _object(entry: Mapping[str, str], config: CatalogueConfig) -> Object:
+def _object(entry: Mapping[str, str], config: SweetHome3D) -> Object:
     return Object(
         # "Scopia#armchair3": the catalogue's own name before the hash is known already.
         object_id=f"{config.name}/{entry['id'].split('#', 1)[-1]}",
-        caption=entry["name"],
-        kind=config.kind,
         source=config.name,
+        split="all",
+        captions=(entry["name"],),
         author=entry.get("creator", config.title),
-        license=config.license,
-        archive=str(resolve_path(config.path)),
-        model=entry["model"].lstrip("/"),
-        size=(float(entry["width"]), float(entry["height"]), float(entry["depth"])),
-        rotation=_rotation(entry.get("modelRotation", "")),
+        place={
+            "model": entry["model"].lstrip("/"),
+            # Width (x), height (y) and depth (z) in centimetres.
+            "size": [float(entry[side]) for side in ("width", "height", "depth")],
+            "rotation": _rotation(entry.get("modelRotation", "")),
+        },
     )
 
 
-def _open(config: CatalogueConfig) -> zipfile.ZipFile:
+def _open(config: SweetHome3D) -> zipfile.ZipFile:
     path = resolve_path(config.path)
     if not path.exists():
         raise ConfigError(
@@ -119,9 +123,9 @@ def _open(config: CatalogueConfig) -> zipfile.ZipFile:
         ) from None
 
 
-def _rotation(text: str) -> tuple[float, ...] | None:
-    """Nine numbers, row by row; None where the catalogue states none."""
-    values = tuple(float(value) for value in text.split())
+def _rotation(text: str) -> list[float] | None:
+    """Nine numbers of a matrix, row by row, that turns the mesh upright; None for none."""
+    values = [float(value) for value in text.split()]
     return values if len(values) == 9 else None
 
 
@@ -143,7 +147,7 @@ def _reader(path: str) -> ReadFile:
         try:
             return archive.read(cleaned) if cleaned in names else None
         except (zipfile.BadZipFile, zlib.error, EOFError) as damaged:
-            raise MeshError(f"{cleaned} in {path} is damaged: {damaged}") from damaged
+            raise ObjectError(f"{cleaned} in {path} is damaged: {damaged}") from damaged
 
     return read_file
 
