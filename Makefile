@@ -48,8 +48,9 @@ system:
 			$(GL_PACKAGES) >/dev/null; } || \
 		{ echo "could not install them; run: apt-get install $(GL_PACKAGES)"; exit 1; }
 
+# Two processes: the tests on Ray mostly wait for it. A file stays in one of them.
 test: setup system  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 style: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

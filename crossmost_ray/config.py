@@ -395,6 +395,8 @@ REFERENCE_COMPAT: dict[str, Any] = {
 
 def _compat(value: Any) -> Any:
     """Takes the preset's name alone, or as `preset` beside keys that win over it."""
+    if isinstance(value, CompatConfig):
+        return value
     keys = dict(value) if isinstance(value, dict) else {"preset": value}
     preset = keys.pop("preset", None)
     if preset is None:

@@ -67,7 +67,7 @@ def test_counts_are_those_of_the_manifest(embedded: Inspection) -> None:
     assert embedded.points == Spread(2048, 2048.0, 2048)
     assert embedded.views == Spread(12, 12.0, 12)
     assert embedded.view_sizes == {(96, 96): 12 * 91}
-    assert embedded.num_colored == 91
+    assert embedded.num_colored == read_manifest(EMBEDDED)["colors"]["objects_with"] >= 80
     assert embedded.bad == ()
     assert embedded.schema.equals(SHARD_SCHEMA)
 
@@ -125,13 +125,10 @@ def test_a_file_that_was_changed_or_lost_is_told(copied: Path) -> None:
     (copied / FILES[3].name).unlink()
     shutil.copy(FILES[0], copied / "part-00009.parquet")
     found = inspect_shards(str(copied))
-    assert {file.path.name[5:10]: file.checksum for file in found.files} == {
-        "00000": "agrees",
-        "00001": "differs",
-        "00002": "agrees",
-        "00004": "agrees",
-        "00009": "not stated",
-    }
+    expected = {file.name: "agrees" for file in FILES} | {FILES[1].name: "differs"}
+    del expected[FILES[3].name]
+    expected["part-00009.parquet"] = "not stated"
+    assert {file.path.name: file.checksum for file in found.files} == expected
     assert found.missing == (FILES[3].name,)
     assert not found.intact
     text = shown(found)

@@ -53,6 +53,11 @@ def test_one_word_turns_every_switch() -> None:
     assert {key for key in default if default[key] == reference[key]} == {"point_layer_decay"}
 
 
+def test_a_config_can_be_copied_with_its_switches() -> None:
+    config = adapt_config(compat={"tie": "point"})
+    assert dataclasses.replace(config, seed=7).compat == config.compat
+
+
 def test_choosing_by_test_labels_needs_them_and_every_checkpoint() -> None:
     compat = {"select_on": "oracle_test_points"}
     with pytest.raises(ConfigError, match=r"labels of data.test_shards, which is not set"):
