@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=["limit=24"])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     rates = {n: objects_per_second(args.config, args.overrides, n) for n in args.workers}
     first = rates[args.workers[0]]
     for num_workers, rate in rates.items():

@@ -24,8 +24,9 @@ SHARD_SCHEMA = pa.schema(
         # Class name, or null. Read by reports and by nothing else.
         pa.field("label", pa.string()),
         # x-y-z of (N, 3) surface points, area-weighted, normalised into the unit sphere; the
-        # manifest states the up axis. Half precision: the grid is finer than 1e-3 of the radius.
-        pa.field("points", pa.list_(pa.list_(pa.float16(), 3)), nullable=False),
+        # manifest states the up axis. Rounded to half precision (the grid is finer than 1e-3 of the
+        # radius), which compresses well, and stored as what every reader of Parquet knows.
+        pa.field("points", pa.list_(pa.list_(pa.float32(), 3)), nullable=False),
         # (N, 3) sRGB 0-255 of the same points, or null where the source has no colour.
         pa.field("colors", pa.list_(pa.list_(pa.uint8(), 3))),
         # V encoded images (WebP, PNG or JPEG), in the order of the manifest's camera ring.

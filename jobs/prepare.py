@@ -45,6 +45,10 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(f"--preview {args.preview}: name a .png, .jpg or .webp file")
     overrides = [*args.overrides, *(["ignore_labels=true"] if args.ignore_labels else [])]
     config = load_config(PrepareConfig, args.config, overrides)
+    if args.preview is not None and "://" in config.output:
+        raise ConfigError(
+            f"--preview reads shards on this machine, and `output` is {config.output}"
+        )
     # Imported once the config is known to be good: Ray and VTK take seconds.
     from crossmost_ray.prepare.pipeline import prepare
     from crossmost_ray.prepare.preview import write_preview

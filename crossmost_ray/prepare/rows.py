@@ -68,7 +68,7 @@ def build_row(item: Object, config: PrepareConfig) -> Built:
         "object_id": item.object_id,
         "captions": list(item.captions),
         "label": item.label,
-        "points": points.astype(np.float16),
+        "points": points.astype(np.float16).astype(np.float32),
         "colors": colors,
         "views": views,
         "source": item.source,

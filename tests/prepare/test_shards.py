@@ -18,7 +18,7 @@ def row(identifier: str, **more: Any) -> dict[str, Any]:
         "object_id": f"tiny/{identifier}",
         "captions": ["Chair"],
         "label": "chair",
-        "points": rng.random((16, 3)).astype(np.float16),
+        "points": rng.random((16, 3)).astype(np.float32),
         "colors": rng.integers(0, 256, (16, 3), np.uint8),
         "views": [b"one", b"two"],
         "source": "tiny",
