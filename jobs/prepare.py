@@ -19,6 +19,9 @@ from pathlib import Path
 from crossmost_ray.command_line import job_parser
 from crossmost_ray.config import ConfigError, load_config, resolve_path
 
+MOST_REJECTS = 20
+"""That are named in the terminal."""
+
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -54,17 +57,28 @@ def run(arguments: list[str]) -> None:
     from crossmost_ray.prepare.preview import write_preview
 
     prepared = prepare(config)
-    for reject in prepared.rejects:
+    for reject in prepared.rejects[:MOST_REJECTS]:
         print(f"left out {reject['object_id']}: {reject['reason']}")
-    for name, num_rows in prepared.num_rows.items():
-        print(f"{prepared.address}/{name}: {num_rows} objects")
-    rate = prepared.num_built / prepared.seconds
-    print(
-        f"{len(prepared.rejects)} left out; {prepared.num_built} objects in "
-        f"{prepared.seconds:.0f} s, {rate:.1f} objects/s"
-    )
+    if len(prepared.rejects) > MOST_REJECTS:
+        print(f"... and {len(prepared.rejects) - MOST_REJECTS} more: rejects.json names them all")
+    for name, manifest in prepared.manifests.items():
+        counts = manifest["counts"]
+        num_classes = len(set(counts["classes"]) - {"null"})
+        views = ", ".join(f"{kind} of {count}" for kind, count in counts["views"].items())
+        print(
+            f"{prepared.address}/{name}: {counts['rows']} objects of {num_classes} classes; "
+            f"views: {views or 'none'}"
+        )
+    if prepared.num_built == 0:
+        print("all of it was there; overwrite=true and another setting make it anew")
+    else:
+        rate = prepared.num_built / prepared.seconds
+        print(
+            f"{prepared.num_built} objects in {prepared.seconds:.0f} s, {rate:.1f} objects/s; "
+            f"{len(prepared.rejects)} left out"
+        )
     if args.preview is not None:
-        for name in prepared.num_rows:
+        for name in prepared.manifests:
             output = args.preview.with_stem(f"{args.preview.stem}-{name}")
             files = sorted((resolve_path(prepared.address) / name).glob("*.parquet"))
             write_preview(files, output)

@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import platform
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
 import ray.data
 
-import crossmost_ray
 from crossmost_ray.cluster import connect
-from crossmost_ray.config import ConfigError, config_dict
-from crossmost_ray.prepare.config import PrepareConfig, kind_of
-from crossmost_ray.prepare.depth import depth_cameras
+from crossmost_ray.config import ConfigError
+from crossmost_ray.prepare.config import PrepareConfig
+from crossmost_ray.prepare.manifest import Record, describe
 from crossmost_ray.prepare.plan import Chunk, Plan, chunks_of, make_plan
-from crossmost_ray.prepare.render import RenderError, camera_ring
+from crossmost_ray.prepare.render import RenderError
 from crossmost_ray.prepare.rows import Built, build_row
 from crossmost_ray.prepare.shards import (
     attribution,
@@ -36,18 +33,15 @@ from crossmost_ray.schema import MANIFEST_NAME, UNFINISHED_NAME
 
 logger = logging.getLogger(__name__)
 
-TOOLS = ("numpy", "pillow", "pyarrow", "pyvista", "ray", "trimesh", "vtk")
 ATTRIBUTION_NAME = "ATTRIBUTION.md"
 REJECTS_NAME = "rejects.json"
 RECORDS = ".records"
+PLAN_NAME = "plan.json"
 SAMPLED = 8
 """Objects built beforehand, to learn how many make up a shard."""
 
 LEAST_SHARDS = 8
 """Of all datasets together, however small they are: each is a unit of parallel work."""
-
-Record = dict[str, Any]
-"""What is known of a written shard: its file, its rows, and the objects that have none."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +51,8 @@ class Prepared:
     address: str
     """Holds a folder for each dataset."""
 
-    num_rows: dict[str, int]
-    """Rows of each dataset."""
+    manifests: dict[str, dict[str, Any]]
+    """Of each dataset."""
 
     rejects: list[dict[str, str]]
     """`object_id`, `caption` and `reason` of each object that was left out."""
@@ -95,7 +89,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     manifests = {name: _read_json(store, f"{name}/{MANIFEST_NAME}") for name in plan.datasets}
     return Prepared(
         address=config.output,
-        num_rows={name: manifest["counts"]["rows"] for name, manifest in manifests.items()},
+        manifests=manifests,
         rejects=_read_json(store, REJECTS_NAME)["rejects"],
         seconds=time.monotonic() - start,
         num_built=num_built,
@@ -180,10 +174,10 @@ def _is_finished(plan: Plan, store: Store) -> bool:
 def _claim(plan: Plan, store: Store, *, overwrite: bool) -> None:
     """Marks the dataset folders as this plan's, unless they hold something else."""
     for name in plan.datasets:
-        mark = _read_json(store, f"{name}/{UNFINISHED_NAME}")
-        if mark is not None and mark["fingerprint"] == plan.fingerprint:
-            continue
-        if store.names(name):
+        # A finished one is ours, too: the run was stopped while it took the marks away.
+        told = [_read_json(store, f"{name}/{file}") for file in (UNFINISHED_NAME, MANIFEST_NAME)]
+        ours = any(one is not None and one.get("fingerprint") == plan.fingerprint for one in told)
+        if store.names(name) and not ours:
             if not overwrite:
                 raise ConfigError(
                     f"{store.address}/{name} holds another preparation; take another `output`, or "
@@ -195,10 +189,9 @@ def _claim(plan: Plan, store: Store, *, overwrite: bool) -> None:
 
 def _objects_per_shard(plan: Plan, config: PrepareConfig, store: Store) -> int:
     """Learns from a few objects how many make up a shard; told once, then remembered."""
-    first = next(iter(plan.datasets))
-    mark = _read_json(store, f"{first}/{UNFINISHED_NAME}")
-    assert mark is not None, "the folder was claimed"
-    if "objects_per_shard" not in mark:
+    name = f"{next(iter(plan.datasets))}/{RECORDS}/{PLAN_NAME}"
+    remembered = _read_json(store, name)
+    if remembered is None:
         objects = [item for members in plan.datasets.values() for item in members]
         few = objects[:: max(1, len(objects) // SAMPLED)][:SAMPLED]
         chunks = [Chunk("", place, (item,)) for place, item in enumerate(few)]
@@ -210,9 +203,10 @@ def _objects_per_shard(plan: Plan, config: PrepareConfig, store: Store) -> int:
         ]
         mean = sum(sizes) / len(sizes) if sizes else config.shard_mb * 1e6
         by_size = int(config.shard_mb * 1e6 / mean)
-        mark["objects_per_shard"] = max(1, min(by_size, -(-plan.num_objects // LEAST_SHARDS)))
-        store.write(f"{first}/{UNFINISHED_NAME}", _json(mark))
-    return int(mark["objects_per_shard"])
+        most = max(1, min(by_size, -(-plan.num_objects // LEAST_SHARDS)))
+        remembered = {"objects_per_shard": most}
+        store.write(name, _json(remembered))
+    return int(remembered["objects_per_shard"])
 
 
 def _write_chunks(chunks: Sequence[Chunk], config: PrepareConfig, store: Store) -> None:
@@ -302,8 +296,15 @@ def _finish(plan: Plan, config: PrepareConfig, store: Store, chunks: Sequence[Ch
             f"the first, {rejects[0]['object_id']}: {rejects[0]['reason']}"
         )
     for name in plan.datasets:
-        here = [records[c.dataset, c.index] for c in chunks if c.dataset == name]
-        store.write(f"{name}/{MANIFEST_NAME}", _json(describe(name, plan, config, here)))
+        manifest = describe(
+            name, plan, config, [records[c.dataset, c.index] for c in chunks if c.dataset == name]
+        )
+        listed = {shard["file"] for shard in manifest["shards"]}
+        for file in store.names(name):
+            # A shard that has lost its last row to a twin.
+            if file.endswith(".parquet") and file not in listed:
+                store.remove(f"{name}/{file}")
+        store.write(f"{name}/{MANIFEST_NAME}", _json(manifest))
     credits = [credit for record in records.values() for credit in record["credits"]]
     if credits:
         titles = {source.name: source.title or source.name for source in config.sources}
@@ -313,9 +314,11 @@ def _finish(plan: Plan, config: PrepareConfig, store: Store, chunks: Sequence[Ch
     store.write(
         REJECTS_NAME, _json({"rejects": [{key: item[key] for key in told} for item in rejects]})
     )
+    # In this order, a stop in between costs nothing.
+    for name in plan.datasets:
+        store.remove(f"{name}/{UNFINISHED_NAME}")
     for name in plan.datasets:
         store.remove(f"{name}/{RECORDS}")
-        store.remove(f"{name}/{UNFINISHED_NAME}")
 
 
 def _drop_twins(
@@ -353,91 +356,7 @@ def _drop_twins(
             else Built(item.object_id, rows[item.object_id], kind_of_views=kind)
             for item in chunk.objects
         ]
-        store.remove(f"{chunk.dataset}/{chunk.name}.parquet")
         records[chunk.dataset, chunk.index] = write_chunk(chunk, built, config, store)
-
-
-def describe(
-    dataset: str, plan: Plan, config: PrepareConfig, records: Sequence[Record]
-) -> dict[str, Any]:
-    """What a dataset's manifest says."""
-    sources = {item.source for item in plan.datasets[dataset]}
-    views = _sum(record["views"] for record in records)
-    return {
-        "name": f"{config.name}/{dataset}",
-        "fingerprint": plan.fingerprint,
-        "classes": list(plan.classes),
-        "num_points": config.num_points,
-        "up_axis": "+y",
-        "front_axis": "+z",
-        "normalisation": "centroid at 0, farthest point at 1",
-        "colors": {
-            "objects_with": sum(record["with_colors"] for record in records),
-            "elsewhere": "null",
-        },
-        "sources": {
-            source.name: {
-                "kind": kind_of(source),
-                "axes": source.axes,
-                "unit": source.unit,
-                **({} if source.title is None else {"title": source.title}),
-            }
-            for source in config.sources
-            if source.name in sources
-        },
-        **(
-            {"half_rule": "an object is in half a if the last byte of its id's SHA-256 is even"}
-            if any(source.halves for source in config.sources)
-            else {}
-        ),
-        "cameras": _cameras(config, views),
-        "counts": {
-            "rows": sum(record["rows"] for record in records),
-            "classes": _sum(record["labels"] for record in records),
-            "sources": _sum(record["sources"] for record in records),
-            "licenses": _sum(record["licenses"] for record in records),
-            "views": views,
-            "views_of_an_object": _sum(record["num_views"] for record in records),
-        },
-        "left_out": _sum(
-            {reject["source"]: 1} for record in records for reject in record["rejects"]
-        ),
-        "seed": config.seed,
-        "versions": {
-            "crossmost_ray": crossmost_ray.__version__,
-            "python": platform.python_version(),
-            **{tool: version(tool) for tool in TOOLS},
-        },
-        "shards": [record["shard"] for record in records if "shard" in record],
-    }
-
-
-def _cameras(config: PrepareConfig, views: Mapping[str, int]) -> dict[str, Any]:
-    """How views came about, by what they are."""
-    told: dict[str, Any] = {}
-    kinds = " ".join(views)
-    if "photos" in kinds:
-        told["photos"] = {"longest_side": config.photo_resolution}
-    if "renders" in kinds:
-        told |= {
-            **config_dict(config.render),
-            "views": [
-                {"azimuth": azimuth, "elevation": elevation}
-                for azimuth, elevation in camera_ring(config.render)
-            ],
-            "lights": "ambient, from behind the camera, and from its upper left",
-            "codec": "webp",
-        }
-    if "depth" in kinds:
-        told["depth"] = depth_cameras(config.depth)
-    return told
-
-
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(sorted(total.items()))
 
 
 def _record_name(chunk: Chunk) -> str:

@@ -121,7 +121,7 @@ def test_catalogues_become_datasets(
     assert manifest["cameras"]["views"][1] == {"azimuth": 135.0, "elevation": 35.0}
     left_out = [
         json.loads((out / name / "manifest.json").read_text())["left_out"].get("t", 0)
-        for name in prepared.num_rows
+        for name in prepared.manifests
     ]
     assert sum(left_out) == 2
     assert "ATTRIBUTION.md" in files_of(out)
@@ -130,6 +130,11 @@ def test_catalogues_become_datasets(
     # Finished: nothing is done again.
     before = files_of(out)
     assert prepare(config).num_built == 0
+    # Stopped in its last moment, when some marks were gone and others not: nothing is lost.
+    unfinished = json.dumps({"fingerprint": manifest["fingerprint"]})
+    (out / "source" / UNFINISHED_NAME).write_text(unfinished)
+    prepare(config)
+    assert files_of(out) == before
     # Elsewhere, by other tasks, even on another kind of storage: the same bytes.
     store = Store(s3.format("tiny"))
     prepare(PrepareConfig(**{**values(tmp_path), "output": store.address}))
@@ -174,7 +179,9 @@ def test_an_object_that_kills_its_process_costs_itself_alone(
 
     monkeypatch.setattr("crossmost_ray.prepare.pipeline.build_chunk", die_of_lamps)
     prepared = prepare(config)
-    assert prepared.num_rows["source"] == 1, "the chair of the same shard is there"
+    assert prepared.manifests["source"]["counts"]["rows"] == 1, (
+        "the chair of the same shard is there"
+    )
     reasons = {reject["object_id"]: reject["reason"] for reject in prepared.rejects}
     assert reasons["s/lamp"] == "its process died; see Ray's log"
 
@@ -241,7 +248,7 @@ def test_a_preparation_that_is_killed_goes_on_and_redoes_no_finished_shard(
 
     config = PrepareConfig(**written)  # type: ignore[arg-type]
     prepared = prepare(config)
-    assert prepared.num_rows == {"all": number}
+    assert prepared.manifests["all"]["counts"]["rows"] == number
     assert prepared.num_built < number
     for name in done:
         now = (tmp_path / "out/all" / f"{name}.parquet").stat().st_mtime_ns
