@@ -8,7 +8,6 @@ the answers are compared without a label.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,47 +33,35 @@ from crossmost_ray.data.augment import normalize_images, resize_images, to_float
 from crossmost_ray.data.classes import match_labels
 from crossmost_ray.data.decode import decode_points, decode_view, hash_id, view_size
 from crossmost_ray.data.shards import class_names, list_shards, read_manifest
+from crossmost_ray.evaluation.conventions import (
+    IMAGE_CONVENTIONS,
+    IMAGE_CURES,
+    mirror_of,
+    sorted_ups,
+    turn_up,
+    write_axes,
+)
+from crossmost_ray.evaluation.verdict import (
+    Choice,
+    Probabilities,
+    Scores,
+    Verdict,
+    judge,
+    score,
+)
 from crossmost_ray.models.classifier import CrossModalClassifier, ModelSpec
 from crossmost_ray.models.pretrained import load_model
 
-Probabilities = npt.NDArray[np.float64]
-"""(n, C): of each object, what a tower holds of each class."""
-
 COLUMNS = ("object_id", "label", "points", "colors", "views")
-NUM_POINTS = 1024
-NUM_VIEWS = 4
-BATCH_SIZE = 16
 
-SURE = 0.9
-"""Least share of resamples that a convention must win for the verdict to name it."""
+NUM_POINTS = 1024
+
+NUM_VIEWS = 4
+
+BATCH_SIZE = 16
 
 GREY_SPREAD = 8
 """Views whose pixels' channels differ by no more than this are grey, and lossily stored."""
-
-LEAST_OBJECTS = 16
-"""With fewer, resamples of the same few objects agree with one another whatever the truth is."""
-
-NUM_RESAMPLES = 1000
-
-MARGIN = 0.05
-"""What a convention must score above the stored one to win a resample. Under the mirror, say, a
-model answers almost alike, and always a little better on one side: no reason to mend anything."""
-
-UP_AXES = ("+y", "-y", "+z", "-z", "+x", "-x")
-
-IMAGE_CONVENTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "as stored": lambda images: images,
-    "channels swapped": lambda images: images.flip(-3),
-    "upside down": lambda images: images.flip(-2),
-    "inverted": lambda images: 255 - images,
-}
-"""What is done to (..., 3, S, S) uint8 before a model sees them; doing it twice undoes it."""
-
-IMAGE_CURES = {
-    "channels swapped": "save them as RGB (OpenCV reads and writes BGR)",
-    "upside down": "save them with the top row first",
-    "inverted": "save 255 minus each value",
-}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -114,60 +101,6 @@ class Sample:
     """Read for the column that says oracle, and for nothing else."""
     colored: int
     """Objects whose points have colours."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """How a tower answers under one convention."""
-
-    confidence: float
-    """Mean of the best class's probability, in percent."""
-    entropy: float
-    """Mean over the objects, in nats: low where answers are sure."""
-    information: float
-    """Entropy of the mean answer minus mean entropy, in percent of log C: high where answers are
-    sure and differ from object to object."""
-    agreement: float
-    """Mean chance, in percent, that this tower and the other one, under the convention that the
-    verdict chose for it, name the same class if each draws one by its probabilities."""
-    oracle_top1: float | None
-    """Accuracy by the labels, in percent; None without labels. The verdict does not know it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """The convention that scores best, and how far that is luck."""
-
-    best: str
-    shares: dict[str, float]
-    """For each convention, the share of resamples of the objects that it wins. In those that none
-    wins, one scores above the stored one, but not by `MARGIN`."""
-    num_objects: int
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether the verdict may name it."""
-        return self.num_objects >= LEAST_OBJECTS and self.shares[self.best] >= SURE
-
-    @property
-    def doubt(self) -> str:
-        """Says why it is not sure."""
-        if self.num_objects < LEAST_OBJECTS:
-            return f"{self.num_objects} objects are too few, at least {LEAST_OBJECTS} are needed"
-        ranked = sorted(self.shares, key=self.shares.__getitem__, reverse=True)
-        first, second = (f"{name} wins {100 * self.shares[name]:.0f} %" for name in ranked[:2])
-        return f"of {NUM_RESAMPLES} resamples, {first} and {second}; {100 * SURE:.0f} % are needed"
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """Which conventions suit the model; the first of each kind is the stored one."""
-
-    up: Choice
-    """Which of the stored axes points up."""
-    mirrored: Choice
-    """Whether left and right are swapped besides: plain or mirrored."""
-    images: Choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,58 +229,6 @@ def class_places(labels: Sequence[str | None], classes: Sequence[str]) -> npt.ND
 # Conventions -------------------------------------------------------------------------------------
 
 
-def sorted_ups(model_up: str) -> list[str]:
-    """Lists the axes that may point up, the model's own first: what is stored wins a tie."""
-    return sorted(UP_AXES, key=lambda up: up != f"+{model_up}")
-
-
-def _unit(axis: str) -> npt.NDArray[np.float64]:
-    unit = np.zeros(3)
-    unit["xyz".index(axis[-1])] = -1 if axis[0] == "-" else 1
-    return unit
-
-
-def turn_up(up: str, model_up: str) -> npt.NDArray[np.float64]:
-    """Builds the shortest turn that brings a stored axis to where the model expects up.
-
-    The turn leaves the front open, but models are trained on clouds turned at random about the up
-    axis. Where up only has to be turned round, the axis after it (z for y) stays.
-
-    Args:
-        up: Stored axis, such as "+z".
-        model_up: x, y or z.
-
-    Returns:
-        (3, 3) of -1, 0 and 1, determinant 1, for `points @ turn.T`.
-    """
-    source, target = _unit(up), _unit(model_up)
-    if (source == target).all():
-        return np.eye(3)
-    if (source == -target).all():
-        return 2 * np.diag(_unit("xyz"[("xyz".index(model_up) + 1) % 3])) - np.eye(3)
-    across = np.cross(source, target)
-    # Source to target, target to minus source, and the axis of the turn stays.
-    return np.outer(target, source) - np.outer(source, target) + np.outer(across, across)
-
-
-def mirror_of(model_up: str) -> npt.NDArray[np.float64]:
-    """Builds the (3, 3) mirror of the axis before up: x for y. All mirrors whose plane holds the up
-    axis are the same but for a turn about it."""
-    return np.eye(3) - 2 * np.diag(_unit("xyz"[("xyz".index(model_up) + 2) % 3]))
-
-
-def write_axes(matrix: npt.NDArray[np.floating[Any]]) -> str:
-    """Writes a matrix of -1, 0 and 1 as a source's `axes`, such as "yzx" or "x-zy"."""
-    letters = []
-    for row in matrix:
-        place = int(np.abs(row).argmax())
-        letters.append(("-" if row[place] < 0 else "") + "xyz"[place])
-    return "".join(letters)
-
-
-# The model's answers -----------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def ask_points(
     classifier: CrossModalClassifier, points: Tensor, turn: npt.NDArray[np.float64]
@@ -385,104 +266,6 @@ def _softmax(logits: Sequence[Tensor]) -> Probabilities:
 
 
 # The verdict -------------------------------------------------------------------------------------
-
-
-def entropy(answers: Probabilities) -> Probabilities:
-    """Gives the entropy of (..., C) probabilities in nats: (...)."""
-    logs = np.log(answers.clip(min=np.finfo(np.float64).tiny))
-    return -(answers * logs).sum(axis=-1)
-
-
-def information(weights: Probabilities, answers: Probabilities) -> Probabilities:
-    """Measures how much the answers tell of the objects: H(mean answer) - mean H(answer).
-
-    It is high where answers are sure and differ from object to object, and 0 where all are the
-    same, however sure.
-
-    Args:
-        weights: (R, n), of the objects in each of R resamples; rows sum to 1.
-        answers: (K, n, C), under each of K conventions.
-
-    Returns:
-        (R, K), as a share of log C, its greatest value.
-
-    Source:
-        Bridle, Heading and MacKay (1991): mutual information of inputs and class decisions.
-    """
-    mean = np.tensordot(weights, answers, axes=(1, 1))
-    return (entropy(mean) - weights @ entropy(answers).T) / math.log(answers.shape[-1])
-
-
-def judge(
-    plain: Mapping[str, Probabilities],
-    mirrored: Mapping[str, Probabilities],
-    images: Mapping[str, Probabilities],
-) -> Verdict:
-    """Chooses the conventions of points and images, without a label.
-
-    A pair of conventions scores the information of the points' answers, plus that of the images'
-    answers, plus their agreement: the mean chance that both towers name one class if each draws one
-    by its probabilities. (The share of equal best classes says the same with more noise.) The pair
-    that scores best is chosen. Only then the chosen axis is compared with its mirror image: most
-    objects are so symmetric that the two would share the resamples, and neither win enough.
-
-    Args:
-        plain: (n, C) of the points by the axis taken for up; the stored one comes first.
-        mirrored: The same, with left and right swapped.
-        images: (n, C) of the images by their convention; the stored one comes first.
-    """
-    n = len(next(iter(images.values())))
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=NUM_RESAMPLES)
-    # The objects as they are come first, then the resamples.
-    weights = np.concatenate([np.ones((1, n)), drawn]) / n
-
-    totals = _totals(weights, list(plain.values()), list(images.values()))
-    pairs = totals.reshape(len(weights), -1).argmax(axis=1)
-    best_up, best_kind = np.unravel_index(pairs, totals.shape[1:])
-    resamples = np.arange(len(weights))
-    up = _choice(list(plain), totals[resamples, :, best_kind], n)
-    kind = _choice(list(images), totals[resamples, best_up], n)
-    sides = _totals(weights, [plain[up.best], mirrored[up.best]], [images[kind.best]])
-    return Verdict(up=up, mirrored=_choice(["plain", "mirrored"], sides[:, :, 0], n), images=kind)
-
-
-def _totals(
-    weights: Probabilities, points: Sequence[Probabilities], images: Sequence[Probabilities]
-) -> Probabilities:
-    """Scores (R, K, L) pairs of K conventions of points and L of images in R resamples."""
-    by_points, by_images = np.stack(points), np.stack(images)
-    agreement = np.einsum("knc,lnc->nkl", by_points, by_images)
-    totals = (
-        information(weights, by_points)[:, :, None]
-        + information(weights, by_images)[:, None, :]
-        + np.tensordot(weights, agreement, axes=1)
-    )
-    # Grey images are the same with their channels swapped: a tie, and not for rounding to decide.
-    return totals.round(9)
-
-
-def _choice(names: Sequence[str], totals: Probabilities, num_objects: int) -> Choice:
-    """Counts what wins by (R, K) totals; the first of both are the whole and the stored one."""
-    best = totals.argmax(axis=1)
-    wins = (best == 0) | (totals.max(axis=1) - totals[:, 0] >= MARGIN)
-    shares = {name: float(((best == place) & wins)[1:].mean()) for place, name in enumerate(names)}
-    return Choice(best=names[best[0]], shares=shares, num_objects=num_objects)
-
-
-def score(answers: Probabilities, others: Probabilities, labels: npt.NDArray[np.int64]) -> Scores:
-    """Sums a tower's (n, C) answers up, beside the other tower's and (n,) labels, -1 for none."""
-    n, known = len(answers), labels >= 0
-    named = answers.argmax(axis=-1)
-    return Scores(
-        confidence=100 * float(answers.max(axis=-1).mean()),
-        entropy=float(entropy(answers).mean()),
-        information=100 * float(information(np.full((1, n), 1 / n), answers[None])[0, 0]),
-        agreement=100 * float((answers * others).sum(axis=-1).mean()),
-        oracle_top1=100 * float((named == labels)[known].mean()) if known.any() else None,
-    )
-
-
-# The report --------------------------------------------------------------------------------------
 
 
 def state_facts(sample: Sample, manifest: Mapping[str, Any], spec: ModelSpec) -> list[str]:

@@ -26,25 +26,24 @@ from PIL import Image
 from crossmost_ray.config import ConfigError, parse_config, resolve_path
 from crossmost_ray.data.decode import decode_points, hash_id
 from crossmost_ray.evaluation.audit import (
-    IMAGE_CONVENTIONS,
-    UP_AXES,
     Audit,
     AuditConfig,
     Sample,
-    Scores,
     audit,
     audit_table,
     conclude,
-    information,
-    judge,
-    mirror_of,
     read_sample,
-    score,
-    sorted_ups,
     state_facts,
+)
+from crossmost_ray.evaluation.conventions import (
+    IMAGE_CONVENTIONS,
+    UP_AXES,
+    mirror_of,
+    sorted_ups,
     turn_up,
     write_axes,
 )
+from crossmost_ray.evaluation.verdict import Scores, information, judge, score
 from crossmost_ray.models.classifier import ModelSpec
 from crossmost_ray.prepare.axes import axes_matrix
 from crossmost_ray.schema import MANIFEST_NAME, SHARD_SCHEMA
