@@ -25,13 +25,9 @@ from crossmost_ray.schema import MANIFEST_NAME, SHARD_SCHEMA
 
 Checksum = Literal["agrees", "differs", "not stated"]
 
-
 READ_COLUMNS = ("object_id", "label", "source", "points", "colors", "views")
 
-
 BATCH_ROWS = 64
-
-
 """Rows in memory at a time."""
 
 

@@ -18,22 +18,13 @@ from crossmost_ray.schema import MANIFEST_NAME
 
 NONE_SHOWN = {"label": "no label", "source": "no source"}
 
-
 MAX_LINES = 20
-
-
 """Files, sizes of views and unusable rows that are printed; the rest is counted."""
 
-
 PICTURE_SIDE = 24
-
-
 """Side of a view in the terminal: columns, and twice the lines."""
 
-
 UNREADABLE = (255, 0, 255)
-
-
 """Fills the place of a view that cannot be decoded."""
 
 

@@ -4,7 +4,6 @@ it sees. It is only ever asked: it comes from a folder, and is never trained."""
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -12,17 +11,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crossmost_ray.config import ConfigError, resolve_path
 from crossmost_ray.models.backbones.pointbert import GroupEncoder
 from crossmost_ray.models.pretrained import (
-    CONFIG_NAME,
     FORMAT,
-    WEIGHTS_NAME,
     check_tensors,
+    read_folder,
+    with_tuples,
     write_folder,
 )
 from crossmost_ray.ops.points import nearest_neighbors
@@ -173,37 +169,17 @@ def load_tokenizer(path: str | Path) -> PointTokenizer:
         ConfigError: If the folder or a file of it is missing or damaged, or if its tensors are
             not those of the tokenizer that it claims to be; the first differing ones are named.
     """
-    folder = resolve_path(str(path))
-    if not folder.is_dir():
-        raise ConfigError(
-            f"there is no tokenizer folder '{path}' ({folder}); convert Point-BERT's with `python "
-            f"jobs/convert.py dVAE.pth --as-tokenizer --output {path}`, or mend `point_tokenizer`"
-        )
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise ConfigError(f"the tokenizer folder '{path}' lacks its {name}; copy it whole")
-    try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        # JSON has no tuples.
-        given: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in dict(config["tokenizer"]).items()
-        }
-        spec = TokenizerSpec(**given)
-    except (ValueError, KeyError, TypeError) as broken:
-        raise ConfigError(
-            f"{folder / CONFIG_NAME} is not a tokenizer's config ({broken}); copy the folder anew"
-        ) from None
-    try:
-        tensors = load_file(folder / WEIGHTS_NAME)
-    except (SafetensorError, OSError) as broken:
-        raise ConfigError(
-            f"{folder / WEIGHTS_NAME} is damaged or cut short ({broken}); copy it anew"
-        ) from None
+    hint = (
+        "convert Point-BERT's with `python jobs/convert.py dVAE.pth --as-tokenizer --output "
+        f"{path}`, or mend `point_tokenizer`"
+    )
+    spec, tensors, weights = read_folder(
+        path, "tokenizer", hint, lambda config: TokenizerSpec(**with_tuples(config["tokenizer"]))
+    )
     # Without memory until its tensors are known to be there.
     with torch.device("meta"):
         tokenizer = PointTokenizer(spec)
-    check_tensors(tensors, tokenizer.state_dict(), str(folder / WEIGHTS_NAME))
+    check_tensors(tensors, tokenizer.state_dict(), str(weights))
     tokenizer = tokenizer.to_empty(device="cpu")
     tokenizer.load_state_dict(tensors)
     return tokenizer

@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +32,8 @@ CLASS_EMBED = "class_embed"
 FORMAT = 1
 
 MAX_NAMED_TENSORS = 5
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,35 +128,34 @@ def write_folder(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load_model(path: str | Path) -> ModelFolder:
-    """Loads a model folder.
+def read_folder(
+    path: str | Path, kind: str, hint: str, parse: Callable[[dict[str, Any]], Parsed]
+) -> tuple[Parsed, dict[str, Tensor], Path]:
+    """Reads what `write_folder` wrote.
+
+    Args:
+        path: The folder.
+        kind: What errors call it: "model".
+        hint: What to do where there is none.
+        parse: Makes of the config what is wanted of it.
+
+    Returns:
+        What `parse` made, the tensors as stored, and the file that holds them.
 
     Raises:
-        ConfigError: If the folder or a file of it is missing or damaged, or if its tensors are
-            not those of the model that it claims to be; the first differing ones are named.
+        ConfigError: If the folder or a file of it is missing or damaged, or `parse` fails.
     """
     folder = resolve_path(str(path))
     if not folder.is_dir():
-        raise ConfigError(
-            f"there is no model folder '{path}' ({folder}); train one with "
-            "`python jobs/pretrain.py`, or mend `model`"
-        )
+        raise ConfigError(f"there is no {kind} folder '{path}' ({folder}); {hint}")
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
-            raise ConfigError(f"the model folder '{path}' lacks its {name}; copy it whole")
+            raise ConfigError(f"the {kind} folder '{path}' lacks its {name}; copy it whole")
     try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        # JSON has no tuples.
-        given: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in dict(config["spec"]).items()
-        }
-        spec = ModelSpec(**given)
-        classes = config["classes"]
-        unit_classes = bool(config.get("unit_classes", True))
+        parsed = parse(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as broken:
         raise ConfigError(
-            f"{folder / CONFIG_NAME} is not a model's config ({broken}); copy the folder anew"
+            f"{folder / CONFIG_NAME} is not a {kind}'s config ({broken}); copy the folder anew"
         ) from None
     try:
         tensors = load_file(folder / WEIGHTS_NAME)
@@ -162,13 +163,38 @@ def load_model(path: str | Path) -> ModelFolder:
         raise ConfigError(
             f"{folder / WEIGHTS_NAME} is damaged or cut short ({broken}); copy it anew"
         ) from None
+    return parsed, tensors, folder / WEIGHTS_NAME
+
+
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns lists back into tuples, which JSON has none of."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in dict(values).items()
+    }
+
+
+def load_model(path: str | Path) -> ModelFolder:
+    """Loads a model folder.
+
+    Raises:
+        ConfigError: If the folder or a file of it is missing or damaged, or if its tensors are
+            not those of the model that it claims to be; the first differing ones are named.
+    """
+
+    def parse(config: dict[str, Any]) -> tuple[ModelSpec, list[str] | None, bool]:
+        spec = ModelSpec(**with_tuples(config["spec"]))
+        return spec, config["classes"], bool(config.get("unit_classes", True))
+
+    hint = "train one with `python jobs/pretrain.py`, or mend `model`"
+    (spec, classes, unit_classes), tensors, weights = read_folder(path, "model", hint, parse)
     tensors = {
         name: value.float() if value.is_floating_point() else value
         for name, value in tensors.items()
     }
     class_embed = tensors.pop(CLASS_EMBED, None)
     model = CrossModalModel(spec)
-    check_tensors(tensors, model.state_dict(), str(folder / WEIGHTS_NAME))
+    check_tensors(tensors, model.state_dict(), str(weights))
     model.load_state_dict(tensors)
     return ModelFolder(model.eval(), classes, class_embed, unit_classes)
 

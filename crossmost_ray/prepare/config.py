@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -316,8 +315,3 @@ def kind_of(source: SourceConfig) -> str:
     """Key of `SOURCES` under which a source's reader is found."""
     kind: str = getattr(source, "kind")  # noqa: B009
     return kind
-
-
-def source_names(sources: Sequence[SourceConfig]) -> list[str]:
-    """Names in the order of the config."""
-    return [source.name for source in sources]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from crossmost_ray.config import read_list, resolve_path
 from crossmost_ray.data.classes import match_labels
-from crossmost_ray.prepare.arrays import read_colored_npy
 from crossmost_ray.prepare.config import CO3D
-from crossmost_ray.prepare.photos import list_photos, read_photos, spread
 from crossmost_ray.prepare.sources.base import Content, Object
 from crossmost_ray.prepare.sources.lists import read_splits, require_folder
+from crossmost_ray.prepare.sources.scans import load_scan
 
 HINT = "docs/sources/co3d.md says what to download, how to make the rest, and where it goes"
 
@@ -53,6 +51,4 @@ def load(item: Object, config: CO3D) -> Content:
     Raises:
         ObjectError: If the cloud or a frame is broken, or the cloud is missing.
     """
-    points, colors = read_colored_npy(Path(item.place["cloud"]))
-    frames = spread(list_photos(Path(item.place["frames"])), config.max_views)
-    return Content(points=points, colors=colors, photos=read_photos(frames))
+    return load_scan(item, config.max_views)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from crossmost_ray.config import ConfigError, read_list, resolve_path
 from crossmost_ray.data.classes import match_labels
-from crossmost_ray.prepare.arrays import read_colored_npy
 from crossmost_ray.prepare.config import Redwood
-from crossmost_ray.prepare.photos import list_photos, read_photos, spread
 from crossmost_ray.prepare.sources.base import Content, Object
 from crossmost_ray.prepare.sources.lists import read_json, read_splits, require_folder
+from crossmost_ray.prepare.sources.scans import load_scan
 
 HINT = "docs/sources/redwood.md says what to download, how to make the rest, and where it goes"
 
@@ -59,10 +58,7 @@ def load(item: Object, config: Redwood) -> Content:
     Raises:
         ObjectError: If the cloud or a frame is broken, or the cloud is missing.
     """
-    points, colors = read_colored_npy(Path(item.place["cloud"]))
-    # By name, and so by time: the order in which a folder lists its files is another on each disk.
-    frames = spread(list_photos(Path(item.place["frames"])), config.max_views)
-    return Content(points=points, colors=colors, photos=read_photos(frames))
+    return load_scan(item, config.max_views)
 
 
 def _labels_by_scan(path: Path) -> dict[str, str | None]:
