@@ -10,23 +10,18 @@ furniture catalogues, 24 objects of each; they need Debian's sweethome3d package
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import logging
 import os
-import platform
 import tempfile
-from pathlib import Path
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray reads it: a cluster of our own, on loopback
 
 import ray
+from measure import append_result
 
 from crossmost_ray.config import load_config
 from crossmost_ray.prepare.config import PrepareConfig
 from crossmost_ray.prepare.pipeline import prepare
-
-RESULTS = Path(__file__).parent / "results" / "prepare.jsonl"
 
 
 def objects_per_second(config: str, overrides: list[str], num_workers: int) -> float:
@@ -58,16 +53,14 @@ def main() -> None:
     first = rates[args.workers[0]]
     for num_workers, rate in rates.items():
         print(f"{num_workers} worker(s): {rate:.2f} objects/s, {rate / first:.2f} times the first")
-    line = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "config": args.config,
-        "overrides": args.overrides,
-        "objects_per_second": {str(n): round(rate, 3) for n, rate in rates.items()},
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as results:
-        results.write(json.dumps(line) + "\n")
+    append_result(
+        "prepare",
+        {
+            "config": args.config,
+            "overrides": args.overrides,
+            "objects_per_second": {str(n): round(rate, 3) for n, rate in rates.items()},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -451,19 +451,53 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClusterConfig:
-    """What the run asks of the cluster."""
+    """What the run asks of the cluster, and how it meets losses."""
 
-    num_workers: Count = 1
+    num_workers: Count | tuple[Count, Count] = 1
+    """Workers, or [fewest, most]: the run goes on with those that there are, and grows again."""
+
     use_gpu: bool = False
+    """Whether each worker takes a GPU."""
+
     cpus_per_worker: Positive = 1.0
+    """CPUs that the cluster sets aside for a worker; their number is bookkeeping, not a limit."""
+
     threads_per_worker: Count = 1
     """Threads that torch may use in one worker."""
+
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Environment variables of the workers and actors, such as GLOO_SOCKET_IFNAME or keys of a
+    store. They are written into `config.yaml`: what is secret belongs into the cluster's own."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the device computes in it, else float32."""
 
-    max_failures: Natural = 0
-    """How often lost workers are replaced before the run gives up."""
+    max_failures: Natural = 3
+    """How often lost workers are replaced before the run gives up. Workers that a preempted node
+    takes along don't count."""
+
+    checkpoint_steps: Count | None = None
+    """Steps between checkpoints within an epoch; None: at the end of each epoch only."""
+
+    def __post_init__(self) -> None:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(
+                f"num_workers [{self.fewest_workers}, {self.most_workers}] must name the fewest "
+                "first"
+            )
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which the run waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run takes if it can have them."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+Corruption = Annotated[str, Field(pattern=r"^(noise|dropout|occlusion|rotation|density)(-[1-5])?$")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -477,15 +511,31 @@ class EvaluationConfig:
     point_samples: Count = 4
     """How many samples of `data.num_points` points of an object are averaged."""
 
+    corruptions: list[Corruption] = dataclasses.field(default_factory=list)
+    """Also measures every split with its objects made worse: `noise-3` for one severity of 1 to 5,
+    `noise` for all five. The kinds are noise, dropout, occlusion, rotation and density."""
+
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What to do with a row that can't be used: stop and name it, or leave it out and count it.
+    A run that skips them in `data.bad_rows` skips them here, too."""
+
+    top_k: Annotated[int, Field(ge=5)] = 5
+    """Classes that a row of predictions ranks; top-5 needs five."""
+
+    store: list[Literal["logits", "embeddings"]] = dataclasses.field(default_factory=list)
+    """What a row of predictions holds besides, for each tower: C or D numbers, uncompressible."""
+
     batch_size: Count = 32
     """Objects in a batch."""
 
     num_actors: Count = 1
+    """Processes that hold all models and take one shard after the other."""
+
     threads_per_actor: Count = 1
     """Threads that torch may use in one actor, on a CPU."""
 
     confident: Probability = 0.84
-    """A fused confidence above this counts as confident in the open-set report."""
+    """A confidence above this counts as confident in the label-free report."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -507,9 +557,10 @@ class AdaptConfig:
 
     seed: Natural = 0
     output: str = "runs"
-    """Folder of runs."""
+    """Folder of runs: a path that all nodes share, or an address such as `s3://bucket/runs`."""
 
     keep_checkpoints: Count = 2
+    """Checkpoints that are kept: those of the best label-free score, and always the last."""
     data: DataConfig
     image_augment: ImageAugmentConfig = ImageAugmentConfig()
     point_augment: PointAugmentConfig = PointAugmentConfig()
@@ -551,29 +602,71 @@ class AdaptConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitConfig:
+    """One folder of shards that models are measured on."""
+
+    shards: str
+    """The folder: a path that all nodes share, or an address such as `s3://bucket/modelnet40`."""
+
+    classes: Classes | None = None
+    """As `data.classes`; None takes those of the measurement."""
+
+    templates: Templates | None = None
+    """As `data.templates`; None takes those of the measurement."""
+
+    num_points: Count | None = None
+    """As `data.num_points`; None takes that of the measurement."""
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            check_classes(self.classes, "classes")
+        if self.templates is not None:
+            check_templates(self.templates)
+
+
+def _split(value: Any) -> Any:
+    """Takes the folder alone, or keys."""
+    return {"shards": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
-    """One measurement of model folders on labelled shards; nothing is trained."""
+    """One measurement of model folders on shards, labelled or not; nothing is trained."""
 
     name: Name
     """Name of the measurement, and of its folder below `output`."""
 
     models: Annotated[dict[str, str], Field(min_length=1)]
-    """Model folders by the name that the report gives them."""
+    """Model folders by the name that the report gives them, in the order of its rows. `{split}` in
+    a path stands for the name of the split: a model for each data set, under one name."""
 
-    splits: Annotated[dict[str, str], Field(min_length=1)]
-    """Folders of shards by the name that the report gives them."""
+    splits: Annotated[
+        dict[Name, Annotated[SplitConfig, BeforeValidator(_split)]], Field(min_length=1)
+    ]
+    """Folders of shards by the name that the report gives them; keys instead of a folder where one
+    has classes or prompts of its own."""
 
     classes: Classes | None = None
-    """As `data.classes`; None takes the manifest's of the first split."""
+    """As `data.classes`, for splits that name none; None takes those of each one's manifest."""
 
     templates: Templates = dataclasses.field(default_factory=lambda: ["a 3D model of a {}."])
     """As `data.templates`."""
 
     num_points: Count = 1024
-    """As `data.num_points`."""
+    """As `data.num_points`, for splits that name none."""
 
     output: str = "runs"
+    """As a run's: a path that all nodes share, or an address such as `s3://bucket/results`."""
+
+    overwrite: bool = False
+    """Whether another measurement of this name is replaced."""
+
     use_gpu: bool = False
+    """Whether each actor takes a GPU."""
+
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    """As `cluster.env`: environment variables of the actors."""
+
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:

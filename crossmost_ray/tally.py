@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,125 @@ def tally(label: npt.NDArray[np.int64], ranked: npt.NDArray[np.int64], num_class
     return Tally(confusion, np.bincount(label[among], minlength=num_classes).astype(np.int64))
 
 
+NUM_BINS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Counts of labelled objects by how sure a model was of them.
+
+    Bin m of M holds the confidences above m / M, up to and including (m + 1) / M.
+
+    Attributes:
+        counts: (M,) int64, objects in each bin.
+        right: (M,) int64, those of them whose best class is right.
+        confidence: (M,) float64, sum of their confidences.
+
+    Source:
+        Guo et al. (2017), On calibration of modern neural networks: 15 bins of equal width.
+    """
+
+    counts: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float64]
+
+    def __add__(self, other: Calibration) -> Calibration:
+        """Counts the objects of both."""
+        return Calibration(
+            self.counts + other.counts,
+            self.right + other.right,
+            self.confidence + other.confidence,
+        )
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error, in percentage points; NaN without objects.
+
+        The mean over the objects of their bin's |accuracy - mean confidence|. The sum of the bins'
+        |right - confidence| over n is the same, without a division by an empty bin.
+        """
+        return _percent(np.abs(self.right - self.confidence).sum(), int(self.counts.sum()))
+
+
+def calibrate(
+    confidence: npt.NDArray[np.floating[Any]], right: npt.NDArray[np.bool_]
+) -> Calibration:
+    """Counts labelled objects by confidence.
+
+    Args:
+        confidence: (B,) probability of the best class.
+        right: (B,) whether that class is the label.
+    """
+    place = np.ceil(confidence.astype(np.float64) * NUM_BINS).astype(np.int64) - 1
+    # Rounding may take a softmax a little above 1.
+    place = place.clip(0, NUM_BINS - 1)
+    return Calibration(
+        np.bincount(place, minlength=NUM_BINS).astype(np.int64),
+        np.bincount(place[right], minlength=NUM_BINS).astype(np.int64),
+        np.bincount(place, confidence, minlength=NUM_BINS).astype(np.float64),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Census:
+    """Sums over objects, with or without labels, of what a model says without being asked for one.
+
+    Attributes:
+        objects: Objects counted.
+        confidence: Sum of the probabilities of the best class.
+        entropy: Sum of the entropies of the probabilities, in nats.
+        confident: Objects whose confidence is above the threshold.
+        predicted: (C,) int64, objects whose best class each class is.
+        probability: (C,) float64, sum of the probabilities of each class.
+    """
+
+    objects: int
+    confidence: float
+    entropy: float
+    confident: int
+    predicted: npt.NDArray[np.int64]
+    probability: npt.NDArray[np.float64]
+
+    def __add__(self, other: Census) -> Census:
+        """Sums over the objects of both."""
+        return Census(
+            self.objects + other.objects,
+            self.confidence + other.confidence,
+            self.entropy + other.entropy,
+            self.confident + other.confident,
+            self.predicted + other.predicted,
+            self.probability + other.probability,
+        )
+
+    @property
+    def mean_confidence(self) -> float:
+        """Mean probability of the best class, in percent; NaN without objects."""
+        return _percent(self.confidence, self.objects)
+
+    @property
+    def mean_entropy(self) -> float:
+        """Mean entropy of an answer, in nats: low where answers are sure."""
+        return self.entropy / self.objects if self.objects else float("nan")
+
+    @property
+    def confident_percent(self) -> float:
+        """Share of objects whose confidence is above the threshold, in percent."""
+        return _percent(self.confident, self.objects)
+
+    @property
+    def balance(self) -> float:
+        """Entropy of the mean probability in percent of log C, which only the uniform one has.
+
+        A model that calls everything a chair has 0, whatever the truth is. Classes need not be
+        equally frequent, so 100 is no aim; that it falls as training goes on is a warning.
+        """
+        if not self.objects:
+            return float("nan")
+        mean = self.probability / self.probability.sum()
+        positive = mean[mean > 0]
+        return 100 * float(-(positive * np.log(positive)).sum() / np.log(len(mean)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """A difference in percentage points and the range it is likely to lie in."""
@@ -83,6 +203,42 @@ class Interval:
     difference: float
     low: float
     high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Counts of labelled objects by which of two models names them rightly.
+
+    Attributes:
+        objects: Objects counted.
+        only_before: Those that the first model alone is right about.
+        only_after: Those that the second model alone is right about.
+    """
+
+    objects: int
+    only_before: int
+    only_after: int
+
+    def __add__(self, other: Pair) -> Pair:
+        """Counts the objects of both."""
+        return Pair(
+            self.objects + other.objects,
+            self.only_before + other.only_before,
+            self.only_after + other.only_after,
+        )
+
+    @property
+    def interval(self) -> Interval:
+        """What `paired_bootstrap` gives for the same objects: these counts are all it needs."""
+        equal = self.objects - self.only_before - self.only_after
+        gains, members = np.array([-1.0, 0.0, 1.0]), [self.only_before, equal, self.only_after]
+        there = np.array(members) > 0
+        return _resample(gains[there], np.ones(int(there.sum())), np.array(members)[there])
+
+
+def compare(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Pair:
+    """Counts whether two models, (n,) and (n,), are right about the same objects."""
+    return Pair(len(before), int((before & ~after).sum()), int((after & ~before).sum()))
 
 
 def paired_bootstrap(
@@ -119,9 +275,44 @@ def paired_bootstrap(
         _, place = np.unique(np.asarray(clusters), return_inverse=True)
         sums = np.bincount(place, gain).astype(np.float64)
         counts = np.bincount(place).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=num_resamples)
+    kinds, members = np.unique(np.stack([sums, counts], axis=1), axis=0, return_counts=True)
+    return _resample(
+        kinds[:, 0],
+        kinds[:, 1],
+        members,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def _resample(
+    sums: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.float64],
+    members: npt.NDArray[np.int64],
+    *,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Resamples units of G kinds.
+
+    How often each of n units is drawn is a multinomial of n kinds, and sums of its counts are a
+    multinomial, too. So units that are alike may be drawn as one kind: the same distribution, in
+    memory that does not grow with n.
+
+    Args:
+        sums: (G,) sum of the gains of a unit of each kind.
+        counts: (G,) rows of such a unit.
+        members: (G,) units of each kind; none is 0.
+        num_resamples: Resamples drawn.
+        confidence: Share of resamples that the interval holds.
+        seed: One seed, one interval.
+    """
+    n = int(members.sum())
+    drawn = np.random.default_rng(seed).multinomial(n, members / n, size=num_resamples)
     means = 100 * (drawn @ sums) / (drawn @ counts)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(100 * sums.sum() / counts.sum()), float(low), float(high))
+    total = 100 * float(members @ sums) / float(members @ counts)
+    return Interval(total, float(low), float(high))

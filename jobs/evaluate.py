@@ -1,11 +1,15 @@
-"""Measures model folders on labelled shards, zero-shot or adapted; trains nothing.
+"""Measures model folders on shards, labelled or not, zero-shot or adapted; trains nothing.
 
 On this machine:    python jobs/evaluate.py configs/evaluate/furniture.yaml
 On a cluster:       ray job submit --working-dir . -- python jobs/evaluate.py CONFIG
+Under corruptions:  python jobs/evaluate.py CONFIG evaluation.corruptions=[noise,rotation-3]
+
+Started again with the same config, it goes on where it was stopped.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from crossmost_ray.command_line import job_parser
@@ -13,20 +17,18 @@ from crossmost_ray.config import ConfigError, EvaluateConfig, load_config
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = job_parser(__doc__, EvaluateConfig).parse_args()
     try:
         config = load_config(EvaluateConfig, args.config, args.overrides)
-        from rich.console import Console
-
+        # Imported once the config is known to be good: torch and Ray take seconds.
         from crossmost_ray.evaluation.measure import evaluate
-        from crossmost_ray.evaluation.report import summary_table
+        from crossmost_ray.evaluation.report import print_evaluation
 
-        folder, summary = evaluate(config)
+        results, summary = evaluate(config)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    console = Console(width=max(100, Console().width))
-    console.print(summary_table(summary))
-    console.print(f"results: {folder}", highlight=False, soft_wrap=True)
+    print_evaluation(summary, results)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ writes the result table. Finished runs are kept: what was interrupted goes on.
 from __future__ import annotations
 
 import json
-import sys
 
-from crossmost_ray.command_line import job_parser
-from crossmost_ray.config import AdaptConfig, ConfigError, load_config, resolve_path
+from crossmost_ray.command_line import job_parser, run_job
+from crossmost_ray.config import AdaptConfig, load_config
 
 
 def main() -> None:
@@ -18,19 +17,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--modes", nargs="+", default=["crossmost", "baseline"])
     args = parser.parse_args()
-    try:
+
+    def compare() -> str:
         config = load_config(AdaptConfig, args.config, args.overrides)
         from crossmost_ray.evaluation.reproduce import markdown, reproduce
-        from crossmost_ray.training.worker import write_whole
+        from crossmost_ray.storage import Store
 
         result = reproduce(config, modes=args.modes, seeds=args.seeds)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    table = markdown(result, args.modes)
-    path = resolve_path(config.output) / f"{config.name}-comparison.json"
-    write_whole(path, json.dumps(result, indent=1) + "\n")
-    write_whole(path.with_suffix(".md"), table + "\n")
-    print(f"{table}\n\n{result['objects']} objects, {result['opinions_per_object']} seeds; {path}")
+        table = markdown(result, args.modes)
+        folder = Store(config.output)
+        folder.write(f"{config.name}-comparison.json", json.dumps(result, indent=1) + "\n")
+        folder.write(f"{config.name}-comparison.md", table + "\n")
+        print(f"{table}\n\n{result['objects']} objects, {result['opinions_per_object']} seeds")
+        return f"the comparison is at {folder}/{config.name}-comparison.json"
+
+    run_job(compare, hint="start it again: finished runs are kept")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 # Before anything imports Ray, which reads them once.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -46,3 +49,50 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+class ObjectStore:
+    """A store that speaks S3, on this machine. Some uploads it can be told to refuse."""
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+
+        self.inner = DomainDispatcherApplication(create_backend_app)
+        self.to_refuse: list[str] = []
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        refused = [part for part in self.to_refuse if part in environ["PATH_INFO"]]
+        if environ["REQUEST_METHOD"] == "PUT" and refused:
+            self.to_refuse.remove(refused[0])
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>not now</Message></Error>"]
+        return self.inner(environ, start_response)
+
+
+@pytest.fixture(scope="session")
+def object_store() -> ObjectStore:
+    return ObjectStore()
+
+
+@pytest.fixture(scope="session")
+def s3(object_store: ObjectStore) -> Iterator[str]:
+    """Address of a folder in a bucket, its name left open: `s3.format("folder")`."""
+    import boto3
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = make_server("127.0.0.1", 0, object_store, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{server.port}",
+        region_name="us-east-1",
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    ).create_bucket(Bucket="shelf")
+    yield (
+        "s3://testing:testing@shelf/{}"
+        f"?endpoint_override=127.0.0.1:{server.port}&scheme=http&region=us-east-1"
+    )
+    server.shutdown()

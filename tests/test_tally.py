@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossmost_ray.tally import Tally, paired_bootstrap, tally
+from crossmost_ray.tally import (
+    NUM_BINS,
+    Census,
+    Tally,
+    calibrate,
+    compare,
+    paired_bootstrap,
+    tally,
+)
 
 C = 7
 
@@ -155,3 +163,122 @@ def test_clusters_of_unequal_size_are_weighted_by_their_rows() -> None:
     assert interval.difference == pytest.approx(75.0)
     # A resample holds (a, a), (a, b) or (b, b): 100, 75 or 0.
     assert (interval.low, interval.high) == (0.0, 100.0)
+
+
+def naive_interval(
+    gain: npt.NDArray[np.float64], num_resamples: int, seed: int
+) -> tuple[float, float]:
+    """Draws every object of every resample."""
+    drawn = np.random.default_rng(seed).choice(gain, size=(num_resamples, len(gain)))
+    low, high = np.quantile(100 * drawn.mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("n", [40, 400])
+def test_kinds_of_objects_are_resampled_as_the_objects_would_be(n: int) -> None:
+    before, after = answers(n, 0.5, 1), answers(n, 0.65, 2)
+    gain = after.astype(float) - before
+    naive = naive_interval(gain, 20_000, seed=3)
+    ours = paired_bootstrap(before, after, num_resamples=20_000)
+    # A quantile of 20,000 resamples is known to about 2 % of the interval's width; two such.
+    width = naive[1] - naive[0]
+    assert (ours.low, ours.high) == pytest.approx(naive, abs=max(0.06 * width, 100 / n))
+    # The whole distribution, by a second pair of its quantiles.
+    half = paired_bootstrap(before, after, num_resamples=20_000, confidence=0.5)
+    drawn = np.random.default_rng(4).choice(gain, size=(20_000, n)).mean(axis=1)
+    assert (half.low, half.high) == pytest.approx(
+        tuple(100 * np.quantile(drawn, [0.25, 0.75])), abs=max(0.06 * width, 100 / n)
+    )
+
+
+def test_a_million_objects_take_no_more_memory_than_three() -> None:
+    n = 1_000_000  # drawn one by one, 10,000 resamples would be 80 GB
+    before = np.zeros(n, bool)
+    after = np.arange(n) % 4 == 0
+    interval = paired_bootstrap(before, after)
+    assert interval.difference == pytest.approx(25.0)
+    half = 100 * 1.96 * math.sqrt(0.25 * 0.75 / n)
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.05)
+
+
+@given(pairs=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_four_counts_give_the_interval_of_all_objects(pairs: list[tuple[bool, bool]]) -> None:
+    before, after = np.array(pairs).T
+    cut = len(pairs) // 3
+    counted = compare(before[:cut], after[:cut]) + compare(before[cut:], after[cut:])
+    assert counted == compare(before, after)
+    assert counted.interval == paired_bootstrap(before, after)
+
+
+def test_calibration_by_hand() -> None:
+    # 0.2 is the upper end of bin 2, and in it; 0.21 is in bin 3; 1.0 in the last.
+    confidence = np.array([0.2, 0.21, 0.9, 1.0, 1.0])
+    counted = calibrate(confidence, np.array([True, False, True, True, False]))
+    assert counted.counts.tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]
+    assert counted.right.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    # Bins of 1, 1, 1 and 2 objects: |1 - 0.2|, |0 - 0.21|, |1 - 0.9|, |0.5 - 1|.
+    assert counted.error == pytest.approx(100 * (0.8 + 0.21 + 0.1 + 2 * 0.5) / 5)
+
+
+def test_a_perfectly_calibrated_model_has_no_error() -> None:
+    confidence = np.full(10, 0.7)
+    assert calibrate(confidence, np.arange(10) < 7).error == pytest.approx(0, abs=1e-9)
+    assert calibrate(np.ones(4), np.ones(4, bool)).error == 0
+    # A float32 softmax may round to a little above 1.
+    assert calibrate(np.array([1.0000001], np.float32), np.array([True])).counts[-1] == 1
+    assert math.isnan(calibrate(np.array([]), np.array([], bool)).error)
+
+
+def naive_ece(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> float:
+    total = 0.0
+    for low in range(NUM_BINS):
+        inside = (confidence > low / NUM_BINS) & (confidence <= (low + 1) / NUM_BINS)
+        if inside.any():
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            total += inside.sum() / len(right) * gap
+    return 100 * total
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 80), cut=st.integers(0, 80))
+def test_calibration_adds_up_and_equals_the_definition(seed: int, n: int, cut: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.01, 1, n)
+    right = rng.random(n) < confidence
+    parts = calibrate(confidence[:cut], right[:cut]) + calibrate(confidence[cut:], right[cut:])
+    assert parts.error == pytest.approx(naive_ece(confidence, right))
+
+
+def census(probability: npt.NDArray[np.float64]) -> Census:
+    logs = np.log(np.where(probability > 0, probability, 1))
+    return Census(
+        objects=len(probability),
+        confidence=float(probability.max(axis=1).sum()),
+        entropy=float(-(probability * logs).sum()),
+        confident=int((probability.max(axis=1) > 0.84).sum()),
+        predicted=np.bincount(probability.argmax(axis=1), minlength=probability.shape[1]),
+        probability=probability.sum(axis=0),
+    )
+
+
+def test_balance_is_full_for_every_class_in_turn_and_none_for_one_class() -> None:
+    sure = np.eye(4)
+    told = census(np.tile(sure, (3, 1)))
+    assert told.balance == pytest.approx(100)
+    assert (told.mean_confidence, told.mean_entropy, told.confident_percent) == (100, 0, 100)
+    assert census(sure[[2, 2, 2]]).balance == pytest.approx(0)
+    # Two of four classes in turn: log 2 of log 4.
+    assert census(sure[[0, 1, 0, 1]]).balance == pytest.approx(50)
+    unsure = census(np.full((5, 4), 0.25))
+    assert unsure.balance == pytest.approx(100)
+    assert unsure.mean_entropy == pytest.approx(math.log(4))
+    assert unsure.confident_percent == 0
+
+
+def test_censuses_add_up() -> None:
+    rows = np.random.default_rng(0).dirichlet(np.ones(5), size=30)
+    parts, whole = census(rows[:11]) + census(rows[11:]), census(rows)
+    assert parts.objects == whole.objects
+    for name in ("mean_confidence", "mean_entropy", "confident_percent", "balance"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name))
+    np.testing.assert_array_equal(parts.predicted, whole.predicted)
+    assert math.isnan(census(rows[:0]).mean_entropy)

@@ -144,7 +144,7 @@ def inspect_shards(shards: str) -> Inspection:
         ConfigError: If the folder is missing or empty, a file is damaged or has other columns than
             this version writes, or the manifest cannot be read.
     """
-    files = list_shards(shards, SHARD_SCHEMA.names)
+    files = [resolve_path(shards) / name for name in list_shards(shards, SHARD_SCHEMA.names)]
     manifest = read_manifest(shards)
     stated = _stated_checksums(manifest, resolve_path(shards))
     counts = _Counts()

@@ -1,20 +1,20 @@
-"""A folder of shards in, what it holds and what is wrong with it out; in plain Python."""
+"""A folder of shards in, wherever it lies, what it holds and what is wrong with it out."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossmost_ray.config import ConfigError, check_classes, resolve_path
+from crossmost_ray.config import ConfigError, check_classes
 from crossmost_ray.data.decode import decode_points, decode_view
 from crossmost_ray.schema import MANIFEST_NAME, UNFINISHED_NAME
+from crossmost_ray.storage import Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,45 +44,61 @@ class ShardCheck:
         return self.num_objects - len(self.bad)
 
 
-def list_shards(shards: str, columns: Sequence[str]) -> list[Path]:
-    """Lists the Parquet files of a folder, in the order of their names.
+def shard_store(shards: str) -> Store:
+    """Gives access to a folder of shards, by its path or its address."""
+    return Store(shards, key="data.shards")
+
+
+def list_shards(shards: str, columns: Sequence[str]) -> list[str]:
+    """Lists the names of the Parquet files of a folder, sorted.
 
     Raises:
         ConfigError: If the folder is missing or empty, a file is no Parquet file, or a column
             is missing.
     """
-    folder = resolve_path(shards)
-    if not folder.is_dir():
+    store = shard_store(shards)
+    if not store.is_folder():
         raise ConfigError(
-            f"there is no folder of shards '{shards}' ({folder}); "
+            f"there is no folder of shards '{shards}' ({store}); "
             "write one with `python jobs/prepare.py`, or mend data.shards"
         )
-    if (folder / UNFINISHED_NAME).exists():
+    if store.has_file(UNFINISHED_NAME):
         raise ConfigError(
-            f"the preparation of '{shards}' was not finished ({folder / UNFINISHED_NAME} says so); "
+            f"the preparation of '{shards}' was not finished ({store}/{UNFINISHED_NAME} says so); "
             "start it again with the same config: it goes on where it stopped"
         )
-    files = sorted(folder.glob("*.parquet"))
+    files = [name for name in store.names() if name.endswith(".parquet")]
     if not files:
         raise ConfigError(
             f"the folder '{shards}' holds no .parquet file; write shards into it with "
             "`python jobs/prepare.py`"
         )
-    for file in files:
-        try:
-            names = pq.read_schema(file).names
-        except (pa.ArrowInvalid, OSError) as broken:
-            raise ConfigError(
-                f"{file} can't be read as Parquet ({broken}); "
-                "write it anew with `python jobs/prepare.py`"
-            ) from None
-        missing = [name for name in columns if name not in names]
+    for name in files:
+        with open_shard(shards, name) as shard:
+            names = shard.schema_arrow.names
+        missing = [column for column in columns if column not in names]
         if missing:
             raise ConfigError(
-                f"{file} lacks the column {', '.join(missing)} (it has {', '.join(names)}); "
-                "write it anew with `python jobs/prepare.py`"
+                f"{store}/{name} lacks the column {', '.join(missing)} (it has "
+                f"{', '.join(names)}); write it anew with `python jobs/prepare.py`"
             )
     return files
+
+
+def open_shard(shards: str, name: str) -> pq.ParquetFile:
+    """Opens one file of a folder of shards.
+
+    Raises:
+        ConfigError: If it can't be read as Parquet.
+    """
+    store = shard_store(shards)
+    try:
+        return pq.ParquetFile(store.open_input(name))
+    except (pa.ArrowInvalid, OSError) as broken:
+        raise ConfigError(
+            f"{store}/{name} can't be read as Parquet ({broken}); "
+            "write it anew with `python jobs/prepare.py`"
+        ) from None
 
 
 def read_manifest(shards: str) -> dict[str, Any]:
@@ -91,11 +107,13 @@ def read_manifest(shards: str) -> dict[str, Any]:
     Raises:
         ConfigError: If it is no JSON object.
     """
-    path = resolve_path(shards) / MANIFEST_NAME
-    if not path.is_file():
+    store = shard_store(shards)
+    stored = store.read(MANIFEST_NAME)
+    if stored is None:
         return {}
+    path = f"{store}/{MANIFEST_NAME}"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(stored)
     except (json.JSONDecodeError, UnicodeDecodeError) as broken:
         raise ConfigError(f"{path} is not JSON ({broken}); prepare the shards anew") from None
     if not isinstance(manifest, dict):
@@ -130,19 +148,27 @@ def class_names(classes: Sequence[str] | None, shards: str) -> list[str]:
 
 
 def check_file(
-    file: Path, columns: Sequence[str], *, num_points: int, num_views: int, view_size: int
+    shards: str,
+    name: str,
+    columns: Sequence[str],
+    *,
+    num_points: int,
+    num_views: int,
+    view_size: int,
 ) -> ShardCheck:
     """Reads one shard whole and looks at each row as training would.
 
     Args:
-        file: Parquet file.
+        shards: Its folder.
+        name: The file's.
         columns: What training reads of it.
         num_points: Least number of points of a cloud.
         num_views: Least number of views.
         view_size: Side that views are decoded to.
     """
     bad = []
-    table = pq.read_table(file, columns=list(columns))
+    with open_shard(shards, name) as shard:
+        table = shard.read(columns=list(columns))
     ids = table["object_id"].to_pylist()
     for row, points in enumerate(decode_points(table["points"])):
         problem = _problem_of_points(points, num_points)
@@ -153,7 +179,7 @@ def check_file(
             captions = table["captions"][row].as_py() or []
             problem = None if captions and all(captions) else "no caption, or an empty one"
         if problem is not None:
-            bad.append(BadRow(file.name, row, str(ids[row]), problem))
+            bad.append(BadRow(name, row, str(ids[row]), problem))
     return ShardCheck(num_objects=table.num_rows, bad=tuple(bad))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 
 from crossmost_ray.config import ConfigError, DataConfig
 from crossmost_ray.data.decode import decode_points, decode_view, hash_id, ring_views
-from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, list_shards
+from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, list_shards, shard_store
 from crossmost_ray.schema import RawBatch
 
 TRAIN_COLUMNS = ("object_id", "points", "views")
@@ -23,10 +22,21 @@ TRAIN_COLUMNS = ("object_id", "points", "views")
 
 MAX_NAMED_ROWS = 10
 
+MOST_ROUNDING = 0.05
+"""Share of a batch that may be left out so that an elastic run's workers have equal parts."""
+
+STREAM_CPUS = 0
+"""What a task of the stream asks of the cluster: nothing, for workers that hold every CPU would
+wait for ever for a first batch that has no CPU to come from. It reads and slices, which is little;
+decoding is done where the batch is used."""
+
+STREAM_TASKS = 4
+"""Tasks of a kind that run at a time, for nothing else bounds those that ask for nothing."""
+
 
 @ray.remote(num_cpus=0.5)
-def _check_task(look: Callable[[Path], ShardCheck], file: Path) -> ShardCheck:
-    return look(file)
+def _check_task(look: Callable[[str], ShardCheck], name: str) -> ShardCheck:
+    return look(name)
 
 
 def check_shards(
@@ -44,6 +54,7 @@ def check_shards(
     files = list_shards(shards, columns)
     look = functools.partial(
         check_file,
+        shards,
         columns=tuple(columns),
         num_points=config.num_points,
         num_views=config.num_views,
@@ -102,19 +113,8 @@ def pair_rows(
     return pairs.append_column("views", pa.ListArray.from_arrays(pa.array(starts), views))
 
 
-def read_rows(
-    files: Sequence[Path], columns: Sequence[str], *, include_paths: bool = False
-) -> ray.data.Dataset:
-    """Reads shards lazily, in the order of the files.
-
-    Args:
-        files: What `list_shards` found.
-        columns: What to read; nothing else leaves the disk.
-        include_paths: Whether each row tells its file, in a column `path`.
-
-    Returns:
-        A Ray Dataset.
-    """
+def read_rows(shards: str, columns: Sequence[str]) -> ray.data.Dataset:
+    """Reads the columns of the shards lazily, in the order of the files."""
     context = ray.data.DataContext.get_current()
     # The newer reader starts a crowd of actors for each pass over the data, which costs a small
     # machine half a minute every epoch, and it packs small shards into one block.
@@ -122,10 +122,13 @@ def read_rows(
     context.enable_progress_bars = False
     # One seed, one result: blocks must not arrive in the order they happen to finish.
     context.execution_options.preserve_order = True
+    files, store = list_shards(shards, columns), shard_store(shards)
     return ray.data.read_parquet(
-        [str(file) for file in files],
+        [store.path(name) for name in files],
+        filesystem=store.system,
         columns=list(columns),
-        include_paths=include_paths,
+        num_cpus=STREAM_CPUS,
+        concurrency=min(STREAM_TASKS, len(files)),
         # Left to itself, Ray cuts the files by the cluster's CPUs, and the workers' shares with
         # them: a run that goes on elsewhere would be another run.
         override_num_blocks=len(files),
@@ -152,13 +155,13 @@ def stream_pairs(
     Raises:
         ConfigError: If the folder can't be read.
     """
-    rows = read_rows(list_shards(shards, columns), columns)
-    return rows.map_batches(
+    return read_rows(shards, columns).map_batches(
         pair_rows,  # type: ignore[arg-type]
         batch_format="pyarrow",
         batch_size=None,
         zero_copy_batch=True,
-        num_cpus=0.5,
+        concurrency=STREAM_TASKS,
+        num_cpus=STREAM_CPUS,
         fn_kwargs={
             "num_views": config.num_views,
             "teacher_views": teacher_views,
@@ -234,19 +237,33 @@ def raw_batches(
         )
 
 
-def steps_per_epoch(check: ShardCheck, config: DataConfig, num_workers: int) -> int:
-    """Counts the steps that every worker takes in an epoch.
+def steps_per_epoch(check: ShardCheck, config: DataConfig, fewest: int, most: int) -> int:
+    """Counts the steps that every worker takes in an epoch, however many workers there are.
+
+    Args:
+        check: What the shards hold.
+        config: Size of the batch, and views.
+        fewest: Workers that there are at least.
+        most: Workers that there are at most.
 
     Raises:
         ConfigError: If the batch can't be shared by the workers, or is larger than the data.
     """
-    if config.batch_size % num_workers:
-        raise ConfigError(
-            f"data.batch_size {config.batch_size} can't be shared by {num_workers} workers; "
-            f"take a multiple of {num_workers}"
-        )
+    size = config.batch_size
+    for workers in range(fewest, most + 1):
+        kept = size // workers * workers
+        if fewest == most and kept < size:
+            raise ConfigError(
+                f"data.batch_size {size} can't be shared by {workers} workers; "
+                f"take a multiple of {workers}"
+            )
+        if kept < (1 - MOST_ROUNDING) * size:
+            raise ConfigError(
+                f"data.batch_size {size} would be {kept} with {workers} workers, for each takes as "
+                f"many pairs as the others; take at least {_fair_size(fewest, most, size)}"
+            )
     pairs = check.num_good * config.num_views
-    steps = (pairs // num_workers) // (config.batch_size // num_workers)
+    steps = min((pairs // workers) // (size // workers) for workers in range(fewest, most + 1))
     if steps == 0:
         raise ConfigError(
             f"data.batch_size {config.batch_size} is larger than the {pairs} pairs of the shards; "
@@ -255,7 +272,15 @@ def steps_per_epoch(check: ShardCheck, config: DataConfig, num_workers: int) -> 
     return steps
 
 
-def count_text(check: ShardCheck, files: Sequence[Path]) -> str:
+def _fair_size(fewest: int, most: int, size: int) -> int:
+    """The next size of a batch that no number of workers rounds by much."""
+    counts = range(fewest, most + 1)
+    while any(size // n * n < (1 - MOST_ROUNDING) * size for n in counts):
+        size += 1
+    return size
+
+
+def count_text(check: ShardCheck, files: Sequence[str]) -> str:
     """Says in one line what was found."""
     left_out = f", {len(check.bad)} left out" if check.bad else ""
     return f"{check.num_good} objects in {len(files)} shards{left_out}"

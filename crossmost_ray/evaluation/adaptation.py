@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from crossmost_ray.config import AdaptConfig
 from crossmost_ray.data.shards import class_names
 from crossmost_ray.evaluation.measure import measure
 from crossmost_ray.evaluation.oracle import evaluation_config, oracle_checkpoint
-from crossmost_ray.evaluation.report import OPEN_SET, ZERO_SHOT
+from crossmost_ray.evaluation.plan import Split
+from crossmost_ray.evaluation.summary import OPEN_SET, ZERO_SHOT
+from crossmost_ray.storage import Store
+from crossmost_ray.training.checkpoint import last_checkpoint
 from crossmost_ray.training.export import export_adapted
 from crossmost_ray.training.trainer import train
 
 
-def adapt_and_evaluate(config: AdaptConfig, *, resume: bool = False) -> tuple[Path, dict[str, Any]]:
+def adapt_and_evaluate(
+    config: AdaptConfig, *, resume: bool = False
+) -> tuple[Store, dict[str, Any]]:
     """Adapts a model, then measures zero-shot, teacher and student on every split.
 
     Args:
@@ -27,24 +31,26 @@ def adapt_and_evaluate(config: AdaptConfig, *, resume: bool = False) -> tuple[Pa
     Raises:
         ConfigError: For everything that a user can cure.
     """
-    checkpoint = train(config, resume=resume)
-    folder = checkpoint.parent
+    run = train(config, resume=resume)
+    checkpoint = last_checkpoint(run)
     if config.compat.select_on == "oracle_test_points":
-        checkpoint = oracle_checkpoint(config, folder)
-    models = export_adapted(config, checkpoint, folder)
-    splits = {"transductive": config.data.shards}
+        checkpoint = oracle_checkpoint(config, run)
+    models = export_adapted(config, checkpoint, run)
+    folders = {"transductive": config.data.shards}
     if config.data.test_shards is not None:
-        splits["test"] = config.data.test_shards
+        folders["test"] = config.data.test_shards
     if config.data.open_set_shards is not None:
-        splits[OPEN_SET] = config.data.open_set_shards
+        folders[OPEN_SET] = config.data.open_set_shards
+    classes = tuple(class_names(config.data.classes, config.data.shards))
+    templates, num_points = tuple(config.data.templates), config.data.num_points
     summary = measure(
-        {ZERO_SHOT: config.model, **{name: str(path) for name, path in models.items()}},
-        splits,
-        folder,
-        classes=class_names(config.data.classes, config.data.shards),
-        templates=config.data.templates,
-        num_points=config.data.num_points,
+        {ZERO_SHOT: config.model, **{name: folder.address for name, folder in models.items()}},
+        {name: Split(shards, classes, templates, num_points) for name, shards in folders.items()},
+        run,
         config=evaluation_config(config),
         use_gpu=config.cluster.use_gpu,
+        # What the folder holds is this run's own, of another checkpoint or other settings.
+        overwrite=True,
+        env=config.cluster.env,
     )
-    return folder, summary
+    return run, summary

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 from pydantic.dataclasses import dataclass
 from rich.table import Table
@@ -32,7 +30,7 @@ from crossmost_ray.config import (
 from crossmost_ray.data.augment import normalize_images, resize_images, to_float
 from crossmost_ray.data.classes import match_labels
 from crossmost_ray.data.decode import decode_points, decode_view, hash_id, view_size
-from crossmost_ray.data.shards import class_names, list_shards, read_manifest
+from crossmost_ray.data.shards import class_names, list_shards, open_shard, read_manifest
 from crossmost_ray.evaluation.conventions import (
     IMAGE_CONVENTIONS,
     IMAGE_CURES,
@@ -121,13 +119,13 @@ def audit(config: AuditConfig) -> Audit:
     Raises:
         ConfigError: If the model or the shards can't be read or used.
     """
-    files = list_shards(config.shards, COLUMNS)
+    list_shards(config.shards, COLUMNS)  # what can't be read at all is refused first
     classes = class_names(config.classes, config.shards)
     folder = load_model(config.model)
     classifier = folder.classifier(classes, config.templates).eval()
     classifier.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     spec = folder.model.spec
-    sample = read_sample(files, config.objects, view_size(classifier.image.image_size))
+    sample = read_sample(config.shards, config.objects, view_size(classifier.image.image_size))
     matrices = {up: turn_up(up, spec.up_axis) for up in sorted_ups(spec.up_axis)}
     plain = {up: ask_points(classifier, sample.points, turn) for up, turn in matrices.items()}
     mirror = mirror_of(spec.up_axis)
@@ -156,33 +154,35 @@ def audit(config: AuditConfig) -> Audit:
 # Objects -----------------------------------------------------------------------------------------
 
 
-def read_sample(files: Sequence[Path], num_objects: int, size: int) -> Sample:
+def read_sample(shards: str, num_objects: int, size: int) -> Sample:
     """Reads objects spread evenly over the shards: of each, those of the lowest hashes.
 
     Args:
-        files: Shards of one folder; one at a time is in memory.
+        shards: Folder of Parquet files; one at a time is in memory.
         num_objects: Most objects to read.
         size: S, side that views are decoded to.
 
     Raises:
         ConfigError: If they hold no object, or a row can't be used.
     """
-    ends = np.cumsum([pq.read_metadata(file).num_rows for file in files])
+    files = list_shards(shards, COLUMNS)
+    ends = np.cumsum([open_shard(shards, name).metadata.num_rows for name in files])
     total = int(ends[-1])
     if total == 0:
-        raise ConfigError(f"the shards in {files[0].parent} hold no object; prepare them anew")
+        raise ConfigError(f"the shards in {shards} hold no object; prepare them anew")
     # A shard of r of all T rows gives r * n / T, rounded such that the sum is n.
     quotas = np.diff(ends * min(num_objects, total) // total, prepend=0)
     clouds: list[npt.NDArray[np.float32]] = []
     images: list[npt.NDArray[np.uint8]] = []
     labels: list[str | None] = []
     colored = 0
-    for file, quota in zip(files, quotas.tolist(), strict=True):
+    for name, quota in zip(files, quotas.tolist(), strict=True):
         if quota == 0:
             continue
-        ids = pq.read_table(file, columns=["object_id"])["object_id"].to_pylist()
-        rows = np.sort(np.argsort([hash_id(str(name)) for name in ids])[:quota])
-        table = pq.read_table(file, columns=list(COLUMNS)).take(rows)
+        with open_shard(shards, name) as shard:
+            ids = shard.read(columns=["object_id"])["object_id"].to_pylist()
+            rows = np.sort(np.argsort([hash_id(str(object_id)) for object_id in ids])[:quota])
+            table = shard.read(columns=list(COLUMNS)).take(rows)
         stored = zip(rows, decode_points(table["points"]), table["views"].to_pylist(), strict=True)
         for row, cloud, views in stored:
             try:
@@ -190,7 +190,7 @@ def read_sample(files: Sequence[Path], num_objects: int, size: int) -> Sample:
                 images.append(_decode_views(views, size))
             except (OSError, TypeError, ValueError) as broken:
                 raise ConfigError(
-                    f"{file}, row {row} ({ids[row]}) can't be used: {broken}; prepare it anew"
+                    f"{shards}/{name}, row {row} ({ids[row]}) can't be used: {broken}; prepare it anew"
                 ) from None
         labels += table["label"].to_pylist()
         colored += table.num_rows - table["colors"].null_count

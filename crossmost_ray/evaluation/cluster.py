@@ -1,89 +1,156 @@
-"""Model folders and folders of shards in, one table of predictions out, over the cluster."""
+"""A plan in, predictions for each shard out, over the cluster; goes on where it was stopped."""
 
 from __future__ import annotations
 
-import os
+import logging
+import time
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
+import ray.data
 
 from crossmost_ray.cluster import connect
-from crossmost_ray.config import ConfigError, EvaluationConfig
-from crossmost_ray.data.shards import list_shards
-from crossmost_ray.data.stream import read_rows
-from crossmost_ray.evaluation.predictor import Predictor
+from crossmost_ray.config import ConfigError
+from crossmost_ray.evaluation.actor import ShardPredictor, unit_row
+from crossmost_ray.evaluation.plan import (
+    PREDICTIONS_FOLDER,
+    Plan,
+    Unit,
+    claim,
+    fingerprint,
+    list_units,
+    variant_name,
+)
+from crossmost_ray.storage import Store
 
-EVALUATION_COLUMNS = ("object_id", "label", "points", "views")
+logger = logging.getLogger(__name__)
+
+MAX_RETRIES = 3
+"""How often a shard is tried again whose process died. Left to itself, Ray tries for ever, also
+what takes every process down."""
 
 
 def predict(
-    models: Mapping[str, str],
-    splits: Mapping[str, str],
+    plan: Plan,
+    results: Store,
     *,
-    classes: Sequence[str],
-    templates: Sequence[str],
-    num_points: int,
-    config: EvaluationConfig,
     use_gpu: bool = False,
-) -> pa.Table:
-    """Asks every model about every object.
+    overwrite: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> list[Unit]:
+    """Asks every model about every object, and writes the answers shard by shard.
+
+    A shard whose predictions are there, from a measurement with the same fingerprint, is not asked
+    about again.
 
     Args:
-        models: Model folders by the name that the report gives them.
-        splits: Folders of shards by the name of the split.
-        classes: C names.
-        templates: Prompts of the zero-shot classifiers.
-        num_points: Points of a cloud that the models see.
-        config: Views, samples, actors.
+        plan: What is asked.
+        results: Holds the predictions in the end, and while they are made.
         use_gpu: Whether each actor takes a GPU.
+        overwrite: Replaces another measurement's predictions.
+        env: Environment variables of the actors.
 
     Returns:
-        One row per object and model, sorted by split, model and object: `split`, `object_id`,
-        `label`, `model`, and for each opinion the ranked classes and the confidence.
+        The units, in the order of the report.
 
     Raises:
-        ConfigError: If a folder of shards or a model can't be read.
+        ConfigError: If a shard, a row of it or a model can't be read, the results belong to another
+            measurement or can't be written, or the cluster can't hold the actors.
     """
-    files = {
-        str(file): split
-        for split, shards in splits.items()
-        for file in list_shards(shards, EVALUATION_COLUMNS)
+    units = list_units(plan)
+    claim(results, fingerprint(plan, units), overwrite=overwrite)
+    done = {
+        variant: set(results.names(f"{PREDICTIONS_FOLDER}/{variant}"))
+        for variant in (variant_name(*parts) for parts in plan.variants)
     }
+    todo = [unit for unit in units if unit.name not in done[unit.variant]]
+    if len(todo) < len(units):
+        logger.info("going on: %d of %d shards are there", len(units) - len(todo), len(units))
+    if todo:
+        _run(todo, plan, results, use_gpu=use_gpu, env=env or {})
+    return units
+
+
+def _run(
+    todo: Sequence[Unit], plan: Plan, results: Store, *, use_gpu: bool, env: Mapping[str, str]
+) -> None:
     connect()
-    cpus = ray.cluster_resources().get("CPU", 0.0)
-    if config.num_actors + 1 > cpus:
-        raise ConfigError(
-            f"evaluation.num_actors {config.num_actors} takes {config.num_actors} of the cluster's "
-            f"{cpus:g} CPUs, and 1 must be left to read the shards"
+    num_actors = min(plan.config.num_actors, len(todo))
+    check_resources(num_actors, use_gpu=use_gpu)
+    # One block for each unit: a task is a shard, and a lost task costs one shard.
+    listed = ray.data.from_items([unit_row(unit) for unit in todo], override_num_blocks=len(todo))
+    with warnings.catch_warnings():
+        # Ray will take these arguments away in 2.64 and has no others for them yet.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        told = listed.map_batches(
+            ShardPredictor,
+            fn_constructor_kwargs={"plan": plan, "results": results, "use_gpu": use_gpu},
+            batch_format="pyarrow",
+            batch_size=1,
+            # Two at a time, so that none waits for its next shard; but not four, the default, which
+            # would hand all shards of a small measurement to the actor that started first.
+            compute=ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=1,
+            num_gpus=1 if use_gpu else 0,
+            # Lost processes are replaced without end, as nodes come and go; tries are counted.
+            max_restarts=-1,
+            max_task_retries=MAX_RETRIES,
+            runtime_env={"env_vars": dict(env)},
         )
-    rows = read_rows([Path(file) for file in files], EVALUATION_COLUMNS, include_paths=True)
-    blocks = rows.map_batches(
-        Predictor,
-        fn_constructor_kwargs={
-            "models": dict(models),
-            "classes": list(classes),
-            "templates": list(templates),
-            "num_points": num_points,
-            "config": config,
-        },
-        batch_format="pyarrow",
-        batch_size=config.batch_size,
-        compute=ray.data.ActorPoolStrategy(size=config.num_actors),
-        num_cpus=1,
-        num_gpus=1 if use_gpu else 0,
-        zero_copy_batch=True,
-    )
-    table = pa.concat_tables(list(blocks.iter_batches(batch_format="pyarrow", batch_size=None)))
-    known = [files[path if path in files else f"/{path}"] for path in table["path"].to_pylist()]
-    table = table.drop_columns(["path"]).add_column(0, "split", pa.array(known, pa.string()))
-    return table.sort_by([(name, "ascending") for name in ("split", "model", "object_id")])
+    told.context.enable_progress_bars = False
+    progress = _Progress(len(todo))
+    try:
+        for row in told.iter_rows():
+            if row["refused"]:
+                raise ConfigError(row["refused"])
+            progress.show(row["objects"])
+    except ray.exceptions.RayActorError as died:
+        raise ConfigError(
+            f"a shard's process died {MAX_RETRIES + 1} times, most often for lack of memory "
+            f"({str(died).partition(chr(10))[0]}); lower evaluation.batch_size or "
+            "evaluation.num_actors, or look into Ray's log. What is done is kept: the same command "
+            "goes on"
+        ) from None
 
 
-def write_predictions(table: pa.Table, path: Path) -> None:
-    """Writes predictions as Parquet, whole or not at all."""
-    fresh = path.with_name(f".{path.name}")
-    pq.write_table(table, fresh)
-    os.replace(fresh, path)
+def check_resources(num_actors: int, *, use_gpu: bool) -> None:
+    """Refuses actors that would wait for ever for a CPU or GPU.
+
+    None need be left over: listing the shards takes no task, and the actors read them.
+
+    Raises:
+        ConfigError: If the cluster has less than the actors take together.
+    """
+    resources = ray.cluster_resources()
+    for kind, wanted in (("CPU", num_actors), ("GPU", num_actors if use_gpu else 0)):
+        there = resources.get(kind, 0.0)
+        if wanted > there:
+            raise ConfigError(
+                f"evaluation.num_actors {num_actors} takes {wanted} {kind}s and the cluster has "
+                f"{there:g}; make it smaller{', or set use_gpu=false' if kind == 'GPU' else ''}"
+            )
+
+
+class _Progress:
+    """A line now and then: how many shards and objects, how fast, how long still."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.objects = total, 0, 0
+        self.start = self.shown = time.monotonic()
+
+    def show(self, objects: int) -> None:
+        self.done += 1
+        self.objects += objects
+        now = time.monotonic()
+        if now - self.shown < self.EVERY_S and self.done < self.total:
+            return
+        self.shown = now
+        taken = max(now - self.start, 1e-9)
+        minutes, seconds = divmod(round((self.total - self.done) * taken / self.done), 60)
+        logger.info(
+            "%d of %d shards, %d objects, %.1f objects/s, %d:%02d to go",
+            *(self.done, self.total, self.objects, self.objects / taken, minutes, seconds),
+        )

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from crossmost_ray import __version__
 from crossmost_ray.config import PretrainConfig
 from crossmost_ray.data.shards import class_names, read_manifest
-from crossmost_ray.evaluation.cluster import predict
+from crossmost_ray.evaluation.measure import measure
+from crossmost_ray.evaluation.plan import Split
 from crossmost_ray.evaluation.predictor import OPINIONS
-from crossmost_ray.evaluation.report import ZERO_SHOT, summarize
+from crossmost_ray.evaluation.summary import ZERO_SHOT
 from crossmost_ray.models.classifier import ModelSpec
 from crossmost_ray.models.pretrained import CARD_NAME, load_model
-from crossmost_ray.training.checkpoint import load_state
+from crossmost_ray.storage import Store
+from crossmost_ray.training.checkpoint import last_checkpoint, load_state
 from crossmost_ray.training.export import export_pretrained
 from crossmost_ray.training.trainer import train
-from crossmost_ray.training.worker import write_whole
 
 
-def pretrain_and_evaluate(config: PretrainConfig, *, command: str, resume: bool = False) -> Path:
+def pretrain_and_evaluate(config: PretrainConfig, *, command: str, resume: bool = False) -> Store:
     """Pre-trains a model, then writes its folder, with zero-shot accuracies on its card.
 
     Args:
@@ -33,24 +33,30 @@ def pretrain_and_evaluate(config: PretrainConfig, *, command: str, resume: bool 
     Raises:
         ConfigError: For everything that a user can cure.
     """
-    checkpoint = train(config, resume=resume)
-    folder = export_pretrained(config, checkpoint, checkpoint.parent / "model")
+    run = train(config, resume=resume)
+    checkpoint = last_checkpoint(run)
+    folder = export_pretrained(config, checkpoint, run.child("model"))
     splits: dict[str, Any] = {}
     if config.report:
         classes = class_names(config.data.classes, next(iter(config.report.values())))
-        table = predict(
-            {ZERO_SHOT: str(folder)},
-            config.report,
-            classes=classes,
-            templates=config.data.templates,
-            num_points=config.data.num_points,
+        templates, num_points = tuple(config.data.templates), config.data.num_points
+        summary = measure(
+            {ZERO_SHOT: folder.address},
+            {
+                name: Split(shards, tuple(classes), templates, num_points)
+                for name, shards in config.report.items()
+            },
+            run,
             config=config.evaluation,
             use_gpu=config.cluster.use_gpu,
+            # What the folder holds is this run's own, of another checkpoint or other settings.
+            overwrite=True,
+            env=config.cluster.env,
         )
-        splits = summarize(table, classes, confident=config.evaluation.confident)["splits"]
+        splits = summary["splits"]
     history = load_state(checkpoint)["history"]
     spec = load_model(folder).model.spec
-    write_whole(folder / CARD_NAME, _card(config, spec, command, history, splits))
+    folder.write(CARD_NAME, _card(config, spec, command, history, splits))
     return folder
 
 

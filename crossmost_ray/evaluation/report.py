@@ -1,114 +1,44 @@
-"""A table of predictions in, accuracies with intervals out, as JSON and as the closing table."""
+"""Metrics in, tables out: for the terminal, and as the Markdown of `report.md`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
 from crossmost_ray.evaluation.predictor import OPINIONS
-from crossmost_ray.tally import Interval, Tally, paired_bootstrap, tally
-
-ZERO_SHOT = "zero-shot"
-TEACHER = "teacher"
-STUDENT = "student"
-OPEN_SET = "open-set"
+from crossmost_ray.evaluation.summary import OPEN_SET, STUDENT, TEACHER, ZERO_SHOT
+from crossmost_ray.storage import Store
+from crossmost_ray.tally import Interval
 
 
-def tally_opinion(table: pa.Table, opinion: str, classes: Sequence[str]) -> Tally:
-    """Counts one opinion's predictions against the labels.
+@dataclass(frozen=True)
+class Grid:
+    """A table, before it is laid out."""
 
-    Args:
-        table: Predictions of one model.
-        opinion: image, point or fused.
-        classes: C names; a row whose label is none of them is not counted.
-    """
-    place = {name: index for index, name in enumerate(classes)}
-    label = np.array([place.get(name, -1) for name in table["label"].to_pylist()], np.int64)
-    ranked = np.array(
-        [[place[name] for name in row] for row in table[f"ranked_{opinion}"].to_pylist()], np.int64
-    )
-    if not len(label):
-        ranked = ranked.reshape(0, 1)
-    return tally(label, ranked, len(classes))
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+    """Columns of words; those after them hold numbers."""
 
+    def rich(self) -> Table:
+        """Lays it out for the terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for place, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if place < self.words else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
 
-def is_right(table: pa.Table, opinion: str) -> npt.NDArray[np.bool_]:
-    """Tells for each labelled row whether the best class is the label."""
-    labelled = table.filter(pc.is_valid(pc.field("label")))
-    best = pc.list_element(labelled[f"ranked_{opinion}"], 0)
-    right: npt.NDArray[np.bool_] = pc.equal(best, labelled["label"]).to_numpy()
-    return right.astype(bool)
-
-
-def labelled_ids(table: pa.Table) -> list[str]:
-    """Gives the ids of the labelled rows, in order."""
-    ids: list[str] = table.filter(pc.is_valid(pc.field("label")))["object_id"].to_pylist()
-    return ids
-
-
-def _rows(table: pa.Table, split: str, model: str) -> pa.Table:
-    return table.filter((pc.field("split") == split) & (pc.field("model") == model))
-
-
-def summarize(table: pa.Table, classes: Sequence[str], *, confident: float) -> dict[str, Any]:
-    """Counts predictions into metrics.
-
-    Args:
-        table: Output of `predict`.
-        classes: C names.
-        confident: A fused confidence above this counts as confident on the open set.
-
-    Returns:
-        By split and model: objects, and top-1, top-5 and class mean by opinion, in percent; the
-        gain of each adapted model over zero-shot with its 95 % interval; on the open set the
-        share of objects that a model is confident about. Plain values, ready for JSON.
-    """
-    summary: dict[str, Any] = {"classes": list(classes), "splits": {}}
-    for split in sorted(set(table["split"].to_pylist())):
-        models: dict[str, Any] = {}
-        for model in sorted(set(table["model"].to_pylist())):
-            rows = _rows(table, split, model)
-            if split == OPEN_SET:
-                sure = rows["confidence_fused"].to_numpy() > confident
-                models[model] = {"objects": len(sure), "confident_percent": 100 * sure.mean()}
-                continue
-            models[model] = _accuracies(rows, classes)
-            start = _rows(table, split, ZERO_SHOT)
-            if model != ZERO_SHOT and start.num_rows:
-                models[model]["gain"] = {
-                    opinion: vars(
-                        paired_bootstrap(is_right(start, opinion), is_right(rows, opinion))
-                    )
-                    for opinion in OPINIONS
-                    if models[model]["labelled"]
-                }
-        summary["splits"][split] = models
-    return summary
-
-
-def _accuracies(rows: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
-    opinions = {}
-    for opinion in OPINIONS:
-        counts = tally_opinion(rows, opinion, classes)
-        if counts.num_objects:
-            opinions[opinion] = {
-                "top1": counts.top1_accuracy,
-                "top5": counts.top5_accuracy,
-                "class_mean": counts.class_mean,
-                "per_class": {
-                    name: None if np.isnan(rate) else float(rate)
-                    for name, rate in zip(classes, counts.per_class, strict=True)
-                },
-            }
-    return {"objects": rows.num_rows, "labelled": len(labelled_ids(rows)), **opinions}
+    def markdown(self) -> str:
+        """Lays it out as Markdown, under a heading."""
+        rule = ["---" if place < self.words else "---:" for place in range(len(self.columns))]
+        lines = [f"| {' | '.join(row)} |" for row in (self.columns, rule, *self.rows)]
+        return "\n".join([f"## {self.title}", "", *lines, ""])
 
 
 def gain_text(gain: Mapping[str, float] | Interval) -> str:
@@ -117,22 +47,31 @@ def gain_text(gain: Mapping[str, float] | Interval) -> str:
     return f"{values['difference']:+.1f} [{values['low']:+.1f}, {values['high']:+.1f}]"
 
 
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _labelled(summary: Mapping[str, Any], *, variants: bool = False) -> dict[str, Any]:
+    """The splits that have accuracies; with their variants, if asked for."""
+    return {
+        split: models
+        for split, models in summary["splits"].items()
+        if (variants or "+" not in split) and any(OPINIONS[0] in one for one in models.values())
+    }
+
+
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """Lays the metrics out as the table that a run ends with."""
+    """Lays the accuracies out as the table that a run ends with."""
     adapted = any(TEACHER in models for models in summary["splits"].values())
     title = "zero-shot → adapted, without a label" if adapted else "top-1, top-5 and class mean"
     table = Table(title=title, title_justify="left")
-    for column in ("split", "model", "by", "top-1", "gain", "top-5", "class mean"):
+    for column in ("split", "model", "by", "top-1", "gain", "top-5", "class mean", "ECE"):
         table.add_column(column, justify="left" if column in ("split", "model", "by") else "right")
-    for split, models in summary["splits"].items():
-        if split == OPEN_SET:
-            continue
+    for split, models in _labelled(summary).items():
         known = [name for name in (ZERO_SHOT, STUDENT, TEACHER) if name in models]
-        for model in [*known, *sorted(models.keys() - set(known))]:
+        for model in [*known, *(name for name in models if name not in known)]:
             metrics = models[model]
             for opinion in OPINIONS:
-                if opinion not in metrics:
-                    continue
                 scores = metrics[opinion]
                 table.add_row(
                     f"{split} ({metrics['labelled']})",
@@ -142,25 +81,140 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
                     gain_text(metrics["gain"][opinion]) if "gain" in metrics else "",
                     f"{scores['top5']:.1f}",
                     f"{scores['class_mean']:.1f}",
+                    f"{scores['ece']:.1f}",
                     end_section=opinion == OPINIONS[-1],
                 )
     return table
 
 
-def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+def rankings(summary: Mapping[str, Any]) -> Iterator[Grid]:
+    """Gives a table of model, top-1 and top-5 for each split and opinion, as papers print it."""
+    for split, models in _labelled(summary).items():
+        for opinion in OPINIONS:
+            yield Grid(
+                f"{split}, by {opinion}",
+                ("model", "top-1", "top-5"),
+                [
+                    (name, _number(one[opinion]["top1"]), _number(one[opinion]["top5"]))
+                    for name, one in models.items()
+                ],
+            )
+
+
+def side_by_side(summary: Mapping[str, Any]) -> Grid:
+    """Sets the models' top-1 beside each other: a row for each split and opinion.
+
+    Of one model alone there are none.
+    """
+    models = summary["models"]
+    rows = [
+        (split, opinion, *(_number(by_model[name][opinion]["top1"]) for name in models))
+        for split, by_model in _labelled(summary).items()
+        for opinion in OPINIONS
+        if len(models) > 1
+    ]
+    return Grid("top-1, side by side", ("split", "by", *models), rows, words=2)
+
+
+def label_free(summary: Mapping[str, Any]) -> Grid:
+    """Lists what needs no label: how sure, how unanimous and how even-handed each model is."""
+    rows = []
+    for split, models in summary["splits"].items():
+        for name, metrics in models.items():
+            if not metrics["objects"]:
+                continue
+            told = metrics["label_free"]
+            for opinion in OPINIONS:
+                one = told[opinion]
+                rows.append(
+                    (
+                        *(f"{split} ({metrics['objects']})", name, opinion),
+                        _number(one["mean_confidence"]),
+                        _number(one["mean_entropy"], 2),
+                        _number(one["confident_percent"]),
+                        _number(one["balance"]),
+                        _number(told["agreement"]) if opinion == OPINIONS[-1] else "",
+                    )
+                )
+    columns = ("split", "model", "by", "confidence", "entropy", "confident", "balance", "agreement")
+    return Grid("without labels", columns, rows, words=3)
+
+
+def comparisons(summary: Mapping[str, Any]) -> Grid:
+    """Lists the differences of top-1 between any two models, with their 95 % intervals."""
+    rows = [
+        (split, one["after"], one["before"], *(gain_text(one[opinion]) for opinion in OPINIONS))
+        for split, listed in summary["comparisons"].items()
+        if "+" not in split
+        for one in listed
+    ]
+    return Grid("any two models, top-1", ("split", "model", "ahead of", *OPINIONS), rows, words=3)
+
+
+def corruptions(summary: Mapping[str, Any]) -> Grid:
+    """Lists top-1 under each kind of corruption, averaged over the severities that were asked."""
+    listed = summary["corruptions"]
+    kinds = list(
+        dict.fromkeys(kind for models in listed.values() for one in models.values() for kind in one)
+    )
+    rows = [
+        (
+            *(split, name, opinion),
+            _number(summary["splits"][split][name][opinion]["top1"]),
+            *(_number(by_kind[kind][opinion] if kind in by_kind else None) for kind in kinds),
+        )
+        for split, models in listed.items()
+        for name, by_kind in models.items()
+        for opinion in OPINIONS
+    ]
+    return Grid("corrupted, top-1", ("split", "model", "by", "as it is", *kinds), rows, words=3)
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Lays everything out as Markdown, in percent; grids that would be empty are left out."""
+    grids = [
+        *rankings(summary),
+        side_by_side(summary),
+        comparisons(summary),
+        corruptions(summary),
+        label_free(summary),
+    ]
+    return "\n".join(grid.markdown() for grid in grids if grid.rows)
+
+
+def print_evaluation(summary: Mapping[str, Any], results: Store) -> None:
+    """Prints the tables of a measurement and where the rest lies."""
+    console = Console(width=max(100, Console().width))
+    if _labelled(summary):
+        console.print(summary_table(summary))
+    for grid in (side_by_side(summary), corruptions(summary), label_free(summary)):
+        if grid.rows:
+            console.print(grid.rich())
+    console.print(
+        f"results: {results}\nall tables, and differences of any two models: {results}/report.md",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_summary(summary: Mapping[str, Any], folder: Store) -> None:
     """Prints the closing table, the open-set line, where the results lie and what to type next."""
     console = Console(width=max(100, Console().width))
-    console.print(summary_table(summary))
+    if _labelled(summary):
+        console.print(summary_table(summary))
+    else:
+        console.print(label_free(summary).rich())
     for model, metrics in summary["splits"].get(OPEN_SET, {}).items():
-        console.print(
-            f"open set: {model} is confident about {metrics['confident_percent']:.0f} % of "
-            f"{metrics['objects']} objects of none of the classes",
-            highlight=False,
-        )
+        if metrics["objects"]:
+            console.print(
+                f"open set: {model} is confident about {metrics['confident_percent']:.0f} % of "
+                f"{metrics['objects']} objects of none of the classes",
+                highlight=False,
+            )
     console.print(
         f"\nresults: {folder}\n"
-        f"the adapted model: {folder / TEACHER}\n"
-        f"next: adapt it to your own shards with `model: {folder / TEACHER}`, or compare with "
+        f"the adapted model: {folder}/{TEACHER}\n"
+        f"next: adapt it to your own shards with `model: {folder}/{TEACHER}`, or compare with "
         "the baseline: python jobs/adapt.py CONFIG name=baseline mode=baseline",
         highlight=False,
         soft_wrap=True,

@@ -6,18 +6,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crossmost_ray.config import AdaptConfig, ConfigError, Mode, resolve_path
+from crossmost_ray.config import AdaptConfig, ConfigError, Mode
 from crossmost_ray.evaluation.adaptation import adapt_and_evaluate
-from crossmost_ray.evaluation.measure import PREDICTIONS_NAME
+from crossmost_ray.evaluation.measure import METRICS_NAME
+from crossmost_ray.evaluation.plan import PREDICTIONS_FOLDER
 from crossmost_ray.evaluation.predictor import OPINIONS
-from crossmost_ray.evaluation.report import TEACHER, ZERO_SHOT, gain_text, is_right, labelled_ids
+from crossmost_ray.evaluation.report import gain_text
+from crossmost_ray.evaluation.summary import TEACHER, ZERO_SHOT
+from crossmost_ray.storage import Store
 from crossmost_ray.tally import Interval, paired_bootstrap
 
 TEST = "test"
@@ -62,16 +66,36 @@ def reproduce(
     """
     tables: dict[str, list[pa.Table]] = {mode: [] for mode in modes}
     for run in variants(config, modes=modes, seeds=seeds):
-        folder = resolve_path(run.output) / run.name
-        if not (folder / PREDICTIONS_NAME).is_file():
-            folder, _ = adapt_and_evaluate(run, resume=folder.is_dir())
+        folder = Store(run.output).child(run.name)
+        # The metrics are written last: without them, predictions may be missing.
+        if not folder.has_file(METRICS_NAME):
+            adapt_and_evaluate(run, resume=folder.is_folder())
         tables[run.mode].append(read_test_predictions(folder))
     return compare({mode: pa.concat_tables(parts) for mode, parts in tables.items()})
 
 
-def read_test_predictions(folder: Path) -> pa.Table:
-    """Reads a run's predictions on the objects it was not adapted to."""
-    return pq.read_table(folder / PREDICTIONS_NAME, filters=[("split", "=", TEST)])
+def read_test_predictions(folder: Store) -> pa.Table:
+    """Reads a run's predictions on unseen objects, in the order of the shards."""
+    names = ["object_id", "label", "model", *(f"ranked_{opinion}" for opinion in OPINIONS)]
+    tables = []
+    for name in folder.names(f"{PREDICTIONS_FOLDER}/{TEST}"):
+        with pq.ParquetFile(folder.open_input(f"{PREDICTIONS_FOLDER}/{TEST}/{name}")) as file:
+            tables.append(file.read(columns=names))
+    return pa.concat_tables(tables)
+
+
+def is_right(table: pa.Table, opinion: str) -> npt.NDArray[np.bool_]:
+    """Tells for each labelled row whether the best class is the label."""
+    labelled = table.filter(pc.is_valid(pc.field("label")))
+    best = pc.list_element(labelled[f"ranked_{opinion}"], 0)
+    right: npt.NDArray[np.bool_] = pc.equal(best, labelled["label"]).to_numpy()
+    return right.astype(bool)
+
+
+def labelled_ids(table: pa.Table) -> list[str]:
+    """Gives the ids of the labelled rows, in order."""
+    ids: list[str] = table.filter(pc.is_valid(pc.field("label")))["object_id"].to_pylist()
+    return ids
 
 
 def compare(tables: dict[str, pa.Table]) -> dict[str, Any]:

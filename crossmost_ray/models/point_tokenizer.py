@@ -179,7 +179,7 @@ def load_tokenizer(path: str | Path) -> PointTokenizer:
     # Without memory until its tensors are known to be there.
     with torch.device("meta"):
         tokenizer = PointTokenizer(spec)
-    check_tensors(tensors, tokenizer.state_dict(), str(weights))
+    check_tensors(tensors, tokenizer.state_dict(), weights)
     tokenizer = tokenizer.to_empty(device="cpu")
     tokenizer.load_state_dict(tensors)
     return tokenizer

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crossmost_ray.config import ConfigError, resolve_path
+from crossmost_ray.config import ConfigError
 from crossmost_ray.models.classifier import (
     CrossModalClassifier,
     CrossModalModel,
@@ -24,6 +24,7 @@ from crossmost_ray.models.classifier import (
     build_classifier,
 )
 from crossmost_ray.models.text_tower import Underscores
+from crossmost_ray.storage import Store
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -64,7 +65,7 @@ class ModelFolder:
 
 
 def save_model(
-    folder: Path,
+    folder: Path | Store,
     model: CrossModalModel,
     *,
     card: str,
@@ -77,7 +78,7 @@ def save_model(
     """Writes a model folder, whole or not at all.
 
     Args:
-        folder: Replaced if it exists.
+        folder: Replaced if it exists; here or elsewhere.
         model: All three towers.
         card: Markdown.
         classes: Of an adapted model.
@@ -104,66 +105,89 @@ def save_model(
 
 
 def write_folder(
-    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str
+    folder: Path | Store, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str
 ) -> None:
     """Writes tensors, a config and a card as one folder, whole or not at all.
 
     Args:
-        folder: Replaced if it exists.
+        folder: Replaced if it exists; here or elsewhere.
         tensors: Contiguous, on the CPU.
         config: Plain values, for JSON.
         card: Markdown.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    local = folder if isinstance(folder, Path) else folder.local
+    if local is not None:
+        local.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(
+        tempfile.mkdtemp()
+        if local is None
+        else tempfile.mkdtemp(prefix=f".{local.name}-", dir=local.parent)
+    )
     try:
         save_file(dict(tensors), fresh / WEIGHTS_NAME)
-        (fresh / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (fresh / CARD_NAME).write_text(card, encoding="utf-8")
-        fresh.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(fresh, folder)
+        (fresh / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        if local is not None:
+            fresh.chmod(0o755)
+            if local.exists():
+                shutil.rmtree(local)
+            os.replace(fresh, local)
+            return
+        assert isinstance(folder, Store)
+        # A store of objects moves no folders. Without its config it is none, so that comes last.
+        folder.remove(CONFIG_NAME)
+        for name in (WEIGHTS_NAME, CARD_NAME, CONFIG_NAME):
+            folder.upload(fresh / name, name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
 def read_folder(
-    path: str | Path, kind: str, hint: str, parse: Callable[[dict[str, Any]], Parsed]
-) -> tuple[Parsed, dict[str, Tensor], Path]:
+    path: str | Path | Store, kind: str, hint: str, parse: Callable[[dict[str, Any]], Parsed]
+) -> tuple[Parsed, dict[str, Tensor], str]:
     """Reads what `write_folder` wrote.
 
     Args:
-        path: The folder.
+        path: The folder, or its address such as `s3://bucket/model`.
         kind: What errors call it: "model".
         hint: What to do where there is none.
         parse: Makes of the config what is wanted of it.
 
     Returns:
-        What `parse` made, the tensors as stored, and the file that holds them.
+        What `parse` made, the tensors as stored, and the name of the file that holds them.
 
     Raises:
         ConfigError: If the folder or a file of it is missing or damaged, or `parse` fails.
     """
-    folder = resolve_path(str(path))
-    if not folder.is_dir():
-        raise ConfigError(f"there is no {kind} folder '{path}' ({folder}); {hint}")
+    store = path if isinstance(path, Store) else Store(str(path), key=kind)
+    if not store.is_folder():
+        raise ConfigError(f"there is no {kind} folder '{path}' ({store}); {hint}")
+    if store.local is None:
+        with tempfile.TemporaryDirectory() as copy:
+            store.download(Path(copy))
+            return _read_local(Path(copy), str(store), kind, parse)
+    return _read_local(store.local, str(path), kind, parse)
+
+
+def _read_local(
+    folder: Path, shown: str, kind: str, parse: Callable[[dict[str, Any]], Parsed]
+) -> tuple[Parsed, dict[str, Tensor], str]:
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
-            raise ConfigError(f"the {kind} folder '{path}' lacks its {name}; copy it whole")
+            raise ConfigError(f"the {kind} folder '{shown}' lacks its {name}; copy it whole")
     try:
         parsed = parse(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as broken:
         raise ConfigError(
-            f"{folder / CONFIG_NAME} is not a {kind}'s config ({broken}); copy the folder anew"
+            f"{shown}/{CONFIG_NAME} is not a {kind}'s config ({broken}); copy the folder anew"
         ) from None
     try:
         tensors = load_file(folder / WEIGHTS_NAME)
     except (SafetensorError, OSError) as broken:
         raise ConfigError(
-            f"{folder / WEIGHTS_NAME} is damaged or cut short ({broken}); copy it anew"
+            f"{shown}/{WEIGHTS_NAME} is damaged or cut short ({broken}); copy it anew"
         ) from None
-    return parsed, tensors, folder / WEIGHTS_NAME
+    return parsed, tensors, f"{shown}/{WEIGHTS_NAME}"
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +198,7 @@ def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def load_model(path: str | Path) -> ModelFolder:
+def load_model(path: str | Path | Store) -> ModelFolder:
     """Loads a model folder.
 
     Raises:
@@ -194,7 +218,7 @@ def load_model(path: str | Path) -> ModelFolder:
     }
     class_embed = tensors.pop(CLASS_EMBED, None)
     model = CrossModalModel(spec)
-    check_tensors(tensors, model.state_dict(), str(weights))
+    check_tensors(tensors, model.state_dict(), weights)
     model.load_state_dict(tensors)
     return ModelFolder(model.eval(), classes, class_embed, unit_classes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,6 +48,16 @@ def mean_over_workers(tensor: Tensor) -> Tensor:
         The mean, the same on every worker.
     """
     return _MeanOverWorkers.apply(tensor) if num_workers() > 1 else tensor
+
+
+def gather_names(names: Sequence[str]) -> list[list[str]]:
+    """Gives every worker's names, in the order of their ranks; for what is rare."""
+    mine = list(names)
+    if num_workers() == 1:
+        return [mine]
+    parts: list[list[str]] = [[] for _ in range(num_workers())]
+    dist.all_gather_object(parts, mine)
+    return parts
 
 
 class _GatherFromWorkers(torch.autograd.Function):

@@ -28,7 +28,7 @@ from crossmost_ray.prepare.shards import (
     encode_shard,
     row_bytes,
 )
-from crossmost_ray.prepare.storage import Store
+from crossmost_ray.storage import Store
 from crossmost_ray.schema import MANIFEST_NAME, UNFINISHED_NAME
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,12 +54,32 @@ from crossmost_ray.teacher import EmaTeacher
 REFERENCE_POINTS = 8192
 """Points that the reference fills strong clouds up to."""
 
+SCORE = "selection/score"
+"""Metric that says without a label which checkpoints are worth keeping; higher is better."""
+
 TOWERS_OF_MODE: dict[str, tuple[Tower, ...]] = {
     "crossmost": TOWERS,
     "baseline": TOWERS,
     "image_only": ("image",),
     "points_only": ("point",),
 }
+
+
+def information(probability: Tensor) -> Tensor:
+    """Measures how sure a classifier is of each object and how evenly it uses its classes.
+
+    Args:
+        probability: (B, C).
+
+    Returns:
+        Scalar from 0 to 1: entropy of the mean less mean of the entropies, over log C.
+
+    Source:
+        Krause, Perona and Gomes (2010), regularised information maximisation.
+    """
+    mean = probability.mean(dim=0)
+    gain = torch.special.entr(mean).sum() - torch.special.entr(probability).sum(dim=-1).mean()
+    return gain / math.log(probability.shape[-1])
 
 
 def set_masked_target(
@@ -212,7 +233,12 @@ class AdaptTask:
             tie=self.compat.tie,
         )
         agreement = image_logits.argmax(dim=-1) == point_logits.argmax(dim=-1)
-        self._diagnostics = {"teacher/agreement": agreement.float().mean()}
+        logits = {"image": image_logits, "point": point_logits}
+        opinion = torch.stack([logits[tower].softmax(dim=-1) for tower in self.towers]).mean(dim=0)
+        self._diagnostics = {
+            "teacher/agreement": agreement.float().mean(),
+            SCORE: information(opinion),
+        }
         for tower in self.towers:
             share = labels[tower].selected.float().mean()
             self._diagnostics[f"pseudo/selected_{tower}"] = share

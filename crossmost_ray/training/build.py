@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from crossmost_ray.config import AdaptConfig, ModelConfig, PretrainConfig
-from crossmost_ray.models.backbones import build_point_backbone
+from crossmost_ray.config import TOWERS, AdaptConfig, ModelConfig, PretrainConfig
 from crossmost_ray.models.backbones.pointbert import PointBert
 from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
-from crossmost_ray.models.clip import clip_image_size
 from crossmost_ray.models.point_tokenizer import PointTokenizer, load_tokenizer
 from crossmost_ray.models.point_tower import PointTower
 from crossmost_ray.models.pretrained import load_model
-from crossmost_ray.training.adapt import AdaptTask, set_masked_target
+from crossmost_ray.training.adapt import TOWERS_OF_MODE, AdaptTask, set_masked_target
 from crossmost_ray.training.pretrain import PretrainTask
 
 
@@ -53,36 +51,54 @@ def build_task(
     return AdaptTask(classifier, start.model.spec, config, wrap, tokenizer)
 
 
-def inspect_model(config: AdaptConfig | PretrainConfig) -> tuple[int, list[str]]:
-    """Looks at the model of a run before any worker starts.
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a run's model before any worker starts."""
 
-    Returns:
-        The side of the images that it takes, and what a user should know of the run.
+    image_size: int
+    """Side of the images that it takes."""
+    notes: list[str]
+    """What a user should know of the run."""
+    checkpoint_bytes: int
+    """Size of a checkpoint, but for what is small."""
+    exported_bytes: int
+    """Size of the model folders that a finished run leaves."""
+
+
+def inspect_model(config: AdaptConfig | PretrainConfig) -> ModelFacts:
+    """Looks at the model of a run before any worker starts.
 
     Raises:
         ConfigError: If the model folder, or the point tokenizer's, can't be loaded, if the two
             don't go together, or if a name is unknown.
     """
-    notes = []
     if isinstance(config, PretrainConfig):
-        has_tokens = build_point_backbone(config.model.point_backbone).token_width is not None
-        start = config.model.start
-        size = (
-            clip_image_size(config.model.clip)
-            if start is None
-            else load_model(start).model.image.image_size
-        )
+        model = _fresh_model(config.model)
+        trained = [name for name in ("image", "text", "point") if name not in config.freeze]
+        # The model once, and of what is trained AdamW's two averages.
+        checkpoint = _size_of(model) + 2 * sum(_size_of(getattr(model, name)) for name in trained)
+        exported = _size_of(model) // 2
     else:
         # Loaded whole, not only its config: a damaged folder is refused here, not in a worker.
         model = load_model(config.model).model
-        has_tokens, size = model.point.has_tokens, model.image.image_size
         set_masked_target(model.point, config, _point_tokenizer(config))
-    if not has_tokens:
+        towers = [getattr(model, tower) for tower in TOWERS]
+        trained = list(TOWERS_OF_MODE[config.mode])
+        # Student and teacher, and of what is trained AdamW's two averages.
+        checkpoint = 2 * sum(map(_size_of, towers))
+        checkpoint += 2 * sum(_size_of(getattr(model, name)) for name in trained)
+        exported = 2 * _size_of(model)
+    notes = []
+    if not model.point.has_tokens:
         notes.append(
             "the point backbone has no tokens: masked_point and global_local_point are left out, "
             "and the masked pass hides neighbourhoods of points"
         )
-    return size, notes
+    return ModelFacts(model.image.image_size, notes, checkpoint, exported)
+
+
+def _size_of(module: nn.Module) -> int:
+    return sum(value.nbytes for value in module.state_dict().values())
 
 
 def _point_tokenizer(config: AdaptConfig) -> PointTokenizer | None:

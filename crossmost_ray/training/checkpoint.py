@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import zipfile
@@ -12,18 +13,36 @@ from typing import Any
 import torch
 
 from crossmost_ray.config import ConfigError
+from crossmost_ray.storage import Store
 
 STATE_NAME = "state.pt"
+PREFIX = "step-"
 
 
-def checkpoint_name(epoch: int) -> str:
-    """Names an epoch's checkpoint, so that names sort as epochs do."""
-    return f"epoch-{epoch:05d}"
+def checkpoint_name(step: int) -> str:
+    """Names the checkpoint after `step` steps, so that names sort as steps do."""
+    return f"{PREFIX}{step:08d}"
 
 
-def list_checkpoints(run_folder: Path) -> list[Path]:
-    """Lists a run's complete checkpoints in the order of the epochs."""
-    return sorted(path.parent for path in run_folder.glob(f"epoch-*/{STATE_NAME}"))
+def list_checkpoints(run: Store) -> list[str]:
+    """Lists the names of a run's complete checkpoints in the order of the steps."""
+    return [
+        name
+        for name in run.names()
+        if name.startswith(PREFIX) and run.has_file(f"{name}/{STATE_NAME}")
+    ]
+
+
+def last_checkpoint(run: Store) -> Store:
+    """Gives a run's newest complete checkpoint.
+
+    Raises:
+        ConfigError: If it has none.
+    """
+    names = list_checkpoints(run)
+    if not names:
+        raise ConfigError(f"the run at {run} has no checkpoint yet; start it, or go on with it")
+    return run.child(names[-1])
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -33,22 +52,25 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     os.replace(fresh, folder / STATE_NAME)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(checkpoint: Store) -> dict[str, Any]:
     """Reads what `save_state` wrote, on the CPU; code in the file is never run.
 
     Raises:
         ConfigError: If the file is missing or damaged.
     """
-    path = folder / STATE_NAME
-    if not path.is_file():
-        raise ConfigError(f"the checkpoint '{folder}' lacks its {STATE_NAME}; use another one")
+    path = f"{checkpoint}/{STATE_NAME}"
+    stored = checkpoint.read(STATE_NAME)
+    if stored is None:
+        raise ConfigError(f"the checkpoint '{checkpoint}' lacks its {STATE_NAME}; use another one")
     try:
         # torch does not look at the checksums: it would load a flipped bit, or fail in one of a
         # dozen ways.
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(stored)) as archive:
             if (part := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the checksum of {part} is wrong")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(stored), map_location="cpu", weights_only=True
+        )
     except (
         *(RuntimeError, EOFError, OSError, ValueError, zlib.error),
         *(pickle.UnpicklingError, zipfile.BadZipFile),

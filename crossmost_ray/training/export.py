@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +14,13 @@ from crossmost_ray.config import AdaptConfig, ConfigError, PretrainConfig, confi
 from crossmost_ray.data.shards import class_names
 from crossmost_ray.models.point_tower import TRAINING_HEADS
 from crossmost_ray.models.pretrained import check_tensors, load_model, save_model
+from crossmost_ray.storage import Store
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import load_state
 from crossmost_ray.training.pretrain import PretrainTask
 
 
-def export_adapted(config: AdaptConfig, checkpoint: Path, folder: Path) -> dict[str, Path]:
+def export_adapted(config: AdaptConfig, checkpoint: Store, folder: Store) -> dict[str, Store]:
     """Writes teacher and student of a checkpoint as model folders.
 
     Args:
@@ -49,7 +49,7 @@ def export_adapted(config: AdaptConfig, checkpoint: Path, folder: Path) -> dict[
         classifier.load_state_dict(tensors)
         class_embed = classifier.class_embed.detach()
         unit_classes = config.compat.class_embed == "unit"
-        written[name] = folder / name
+        written[name] = folder.child(name)
         save_model(
             written[name],
             # The classifier shares its towers with the model it was built from.
@@ -63,7 +63,7 @@ def export_adapted(config: AdaptConfig, checkpoint: Path, folder: Path) -> dict[
     return written
 
 
-def export_pretrained(config: PretrainConfig, checkpoint: Path, folder: Path) -> Path:
+def export_pretrained(config: PretrainConfig, checkpoint: Store, folder: Store) -> Store:
     """Writes the model of a pre-training checkpoint, in half precision to halve its size."""
     state = load_state(checkpoint)
     task = build_task(config, ())
@@ -86,7 +86,7 @@ def _recipe(config: AdaptConfig | PretrainConfig) -> dict[str, Any]:
     return {key: value for key, value in config_dict(config).items() if key != "output"}
 
 
-def _tensors(state: Mapping[str, Any], name: str, checkpoint: Path) -> dict[str, Tensor]:
+def _tensors(state: Mapping[str, Any], name: str, checkpoint: Store) -> dict[str, Tensor]:
     if name not in state.get("task", {}):
         raise ConfigError(f"the checkpoint '{checkpoint}' holds no {name}; it is another task's")
     tensors: dict[str, Tensor] = state["task"][name]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from crossmost_ray.ops.distributed import mean_over_workers
+from crossmost_ray.ops.distributed import gather_names, mean_over_workers
 from crossmost_ray.schema import RawBatch
 from crossmost_ray.training.task import Task
 
@@ -54,7 +54,8 @@ def train_step(
         `loss` for their weighted sum, and the task's diagnostics.
 
     Raises:
-        NonFiniteLossError: On every worker alike, naming the terms, before anything moves.
+        NonFiniteLossError: On every worker alike, naming the terms by worker, before anything
+            moves.
     """
     device = batch.points.device.type
     with torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
@@ -64,10 +65,13 @@ def train_step(
     # Averaged first, so that all workers stop together: one that stopped alone would leave the
     # others waiting in their next collective.
     if not torch.isfinite(mean_over_workers(total.detach())):
-        broken = [name for name, term in losses.items() if not torch.isfinite(term)]
+        broken = gather_names([name for name, term in losses.items() if not torch.isfinite(term)])
+        where = "; ".join(
+            f"{', '.join(names)} on worker {rank}" for rank, names in enumerate(broken) if names
+        )
         raise NonFiniteLossError(
-            f"step {step}: the loss is not finite ("
-            f"{', '.join(broken) or 'on another worker'}); lower optim.lr, or look at the shards"
+            f"step {step}: the loss is not finite ({where or 'the sum of its terms overflows'}); "
+            "lower optim.lr, or look at the shards"
         )
 
     optimizer.zero_grad(set_to_none=True)

@@ -1,20 +1,26 @@
 """A config in, a finished run out: checks everything that can be checked before a worker starts,
-starts the workers, and shows on the driver how far they are."""
+and starts the workers."""
 
 from __future__ import annotations
 
 import json
-import threading
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
 import yaml
-from rich.console import Console
+from ray.train import DataConfig
+
+# `ray.train` names these, too, but to a type checker as those of its older version.
+from ray.train.v2.api.config import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+)
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from crossmost_ray.cluster import connect
 from crossmost_ray.config import (
@@ -23,7 +29,6 @@ from crossmost_ray.config import (
     ConfigError,
     PretrainConfig,
     config_dict,
-    resolve_path,
 )
 from crossmost_ray.data.decode import view_size
 from crossmost_ray.data.shards import class_names, list_shards
@@ -34,22 +39,28 @@ from crossmost_ray.data.stream import (
     steps_per_epoch,
     stream_pairs,
 )
-from crossmost_ray.training.build import inspect_model
-from crossmost_ray.training.worker import (
-    PROGRESS_NAME,
-    WorkerPlan,
-    run_worker,
-    write_whole,
-)
+from crossmost_ray.storage import Store
+from crossmost_ray.training.adapt import SCORE
+from crossmost_ray.training.build import ModelFacts, inspect_model
+from crossmost_ray.training.checkpoint import PREFIX, list_checkpoints
+from crossmost_ray.training.watch import EventLog, say, shown
+from crossmost_ray.training.worker import WorkerPlan, run_worker
 
 CONFIG_NAME = "config.yaml"
-DATA_CPUS = 1.0
-"""What Ray Data needs for itself. A run that takes every CPU waits for its first batch for ever."""
+
+SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the checkpoints that count."""
+
+GROWTH_CHECK_S = 30.0
+"""Between two looks whether an elastic run can have more workers."""
+
+START_LIMIT_S = {"fixed": 600, "elastic": 60}
+"""How long workers may take to start. An elastic run begins anew with fewer after that: Ray counts
+on a lost node's CPUs for so long. With a fixed number there is nothing to gain but a crowd of
+half-started workers on a slow machine."""
 
 MAY_CHANGE = ("cluster", "evaluation", "output", "keep_checkpoints")
 """Sections that a resumed run may change: they don't change what is learned."""
-
-console = Console()
 
 
 def check_cluster(config: ClusterConfig) -> None:
@@ -59,58 +70,50 @@ def check_cluster(config: ClusterConfig) -> None:
         ConfigError: Saying what is asked, what there is, and what to change.
     """
     have = ray.cluster_resources()
-    cpus, asked = have.get("CPU", 0.0), config.num_workers * config.cpus_per_worker
-    if asked + DATA_CPUS > cpus:
-        most = int((cpus - DATA_CPUS) / config.cpus_per_worker)
-        share = max(cpus - DATA_CPUS, 0) / config.num_workers
+    fewest = config.fewest_workers
+    cpus, asked = have.get("CPU", 0.0), fewest * config.cpus_per_worker
+    if asked > cpus:
+        most = int(cpus / config.cpus_per_worker)
         cures = [f"cluster.num_workers={most}"] if most >= 1 else []
-        cures += [f"cluster.cpus_per_worker={share:.2g}"] if share > 0 else ["a larger cluster"]
+        cures.append(f"cluster.cpus_per_worker={cpus / fewest:.2g}" if cpus else "a larger cluster")
         raise ConfigError(
-            f"cluster.num_workers {config.num_workers} with {config.cpus_per_worker:g} CPU each "
-            f"take {asked:g} of the cluster's {cpus:g} CPUs, and {DATA_CPUS:g} must be left to "
-            f"stream the shards; try {' or '.join(cures)}"
+            f"cluster.num_workers {fewest} with {config.cpus_per_worker:g} CPU each take {asked:g} "
+            f"CPUs, and the cluster has {cpus:g}; try {' or '.join(cures)}"
         )
-    if config.use_gpu and have.get("GPU", 0.0) < config.num_workers:
+    if config.use_gpu and have.get("GPU", 0.0) < fewest:
         raise ConfigError(
-            f"cluster.use_gpu asks for {config.num_workers} GPUs and the cluster has "
+            f"cluster.use_gpu asks for {fewest} GPUs and the cluster has "
             f"{have.get('GPU', 0.0):g}; lower cluster.num_workers, or set cluster.use_gpu=false"
         )
 
 
-def open_run(config: AdaptConfig | PretrainConfig, *, resume: bool) -> Path:
+def open_run(config: AdaptConfig | PretrainConfig, *, resume: bool) -> Store:
     """Makes the folder of a run, or finds it again.
 
     Raises:
         ConfigError: If the run exists and resuming was not asked for, if it is to be resumed and
             does not exist or was another run, or if the folder can't be written.
     """
-    folder = resolve_path(config.output) / config.name
-    stored = folder / CONFIG_NAME
+    run = Store(config.output).child(config.name)
+    stored = run.read(CONFIG_NAME)
     # The cycle through YAML turns tuples into lists, so that both sides compare equal.
     values = yaml.safe_load(yaml.safe_dump(config_dict(config)))
-    if stored.is_file():
+    if stored is not None:
         if not resume:
             raise ConfigError(
-                f"the run '{config.name}' exists at {folder}; "
+                f"the run '{config.name}' exists at {run}; "
                 "continue it with --resume, or take another `name`"
             )
-        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
-        changed = sorted(_differences(before, values))
+        changed = sorted(_differences(yaml.safe_load(stored), values))
         if changed:
             raise ConfigError(
                 f"the run '{config.name}' was started with other values of {', '.join(changed)} "
-                f"({stored}); take them back, or take another `name`"
+                f"({run}/{CONFIG_NAME}); take them back, or take another `name`"
             )
     elif resume:
-        raise ConfigError(f"there is no run '{config.name}' at {folder} to resume")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(stored, yaml.safe_dump(values, sort_keys=False))
-    except OSError as refused:
-        raise ConfigError(
-            f"the run's folder {folder} can't be written ({refused.strerror}); mend `output`"
-        ) from None
-    return folder
+        raise ConfigError(f"there is no run '{config.name}' at {run} to resume")
+    run.write(CONFIG_NAME, yaml.safe_dump(values, sort_keys=False))
+    return run
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -124,7 +127,65 @@ def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = ""
             yield f"{prefix}{key}"
 
 
-def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path:
+def tidy_run(run: Store) -> str | None:
+    """Makes a run that was interrupted ready to go on.
+
+    What a killed driver left half done is removed: checkpoints that Ray had not taken note of, and
+    Ray's own list of them, where that was being written.
+
+    Returns:
+        Name of the checkpoint to go on from where Ray's list is lost.
+    """
+    complete = list_checkpoints(run)
+    try:
+        snapshot = json.loads(run.read(SNAPSHOT_NAME) or b"")
+        known = {entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]}
+    except (ValueError, KeyError, TypeError):
+        known = set()
+    if not known <= set(complete):
+        known = set()
+    newest = complete[-1] if complete else None
+    if not known:
+        run.remove(SNAPSHOT_NAME)
+    for name in run.names():
+        if name.startswith(PREFIX) and name not in (known or {newest}):
+            run.remove(name)
+    return newest if not known else None
+
+
+def check_space(config: AdaptConfig | PretrainConfig, run: Store, facts: ModelFacts) -> str:
+    """Estimates what a run will leave behind.
+
+    Returns:
+        The estimate, in words.
+
+    Raises:
+        ConfigError: If the disk of the run's folder has no room for it.
+    """
+    # One more than are kept lies there while the oldest goes, and the last is kept in any case.
+    checkpoints = (config.keep_checkpoints + 2) * facts.checkpoint_bytes
+    whole = checkpoints + facts.exported_bytes
+    text = (
+        f"checkpoints of {size_text(facts.checkpoint_bytes)}, of which {config.keep_checkpoints} "
+        f"and the last are kept; at most {size_text(whole)} in all"
+    )
+    if run.local is not None:
+        free = shutil.disk_usage(run.local).free
+        if free < whole:
+            raise ConfigError(
+                f"{run} has {size_text(free)} free and the run may need {size_text(whole)}; lower "
+                "keep_checkpoints, or mend `output`"
+            )
+        text += f" ({size_text(free)} free)"
+    return text
+
+
+def size_text(count: float) -> str:
+    """Writes a number of bytes, such as 42 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Store:
     """Runs the training of a config to its end.
 
     Args:
@@ -132,10 +193,11 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
         resume: Go on with the run of this name.
 
     Returns:
-        The last checkpoint's folder.
+        The run's folder.
 
     Raises:
-        ConfigError: For everything that a user can cure; before any worker starts.
+        ConfigError: For everything that a user can cure; but for a loss that is not finite, before
+            any worker starts.
         ray.train.TrainingFailedError: If the workers fail.
     """
     classes: list[str] = []
@@ -144,27 +206,31 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
         classes = class_names(config.data.classes, config.data.shards)
     else:
         columns = (*TRAIN_COLUMNS, "captions")
-    image_size, notes = inspect_model(config)
-    size = view_size(image_size)
+    facts = inspect_model(config)
+    size = view_size(facts.image_size)
     files = list_shards(config.data.shards, columns)
     connect()
-    check_cluster(config.cluster)
-    check = check_shards(config.data.shards, config.data, view_size=size, columns=columns)
-    for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
-    for row in check.bad:
-        console.print(f"left out: {row}", highlight=False, soft_wrap=True)
-    steps = steps_per_epoch(check, config.data, config.cluster.num_workers)
-    folder = open_run(config, resume=resume)
-    console.print(
-        f"[bold]{config.name}[/]: {count_text(check, files)}, {config.optim.epochs} epochs of "
-        f"{steps} steps on {config.cluster.num_workers} worker(s); {folder}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
     cluster = config.cluster
-    trainer = ray.train.torch.TorchTrainer(
+    check_cluster(cluster)
+    check = check_shards(config.data.shards, config.data, view_size=size, columns=columns)
+    for note in facts.notes:
+        say(note)
+    for row in check.bad:
+        say(f"left out: {row}")
+    fewest, most = cluster.fewest_workers, cluster.most_workers
+    steps = steps_per_epoch(check, config.data, fewest, most)
+    run = open_run(config, resume=resume)
+    resume_from = tidy_run(run) if resume else None
+    workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    say(
+        f"{config.name}: {count_text(check, files)}, {config.optim.epochs} epochs of "
+        f"{steps} steps on {workers} worker(s); {run}"
+    )
+    say(check_space(config, run, facts))
+
+    limit = START_LIMIT_S["fixed" if fewest == most else "elastic"]
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(limit))
+    trainer = TorchTrainer(
         run_worker,
         train_loop_config={
             "plan": WorkerPlan(
@@ -172,22 +238,30 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
                 classes=tuple(classes),
                 steps_per_epoch=steps,
                 view_size=size,
-                run_folder=str(folder),
+                run=run,
+                resume_from=resume_from,
             )
         },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
+        scaling_config=ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),
             use_gpu=cluster.use_gpu,
             resources_per_worker={
                 "CPU": cluster.cpus_per_worker,
                 **({"GPU": 1} if cluster.use_gpu else {}),
             },
+            elastic_resize_monitor_interval_s=GROWTH_CHECK_S,
         ),
-        run_config=ray.train.RunConfig(
+        run_config=RunConfig(
             name=config.name,
-            storage_path=str(folder.parent),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            storage_path=run.root.rpartition("/")[0],
+            storage_filesystem=run.system,
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.keep_checkpoints,
+                checkpoint_score_attribute=SCORE if isinstance(config, AdaptConfig) else None,
+            ),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            worker_runtime_env={"env_vars": dict(cluster.env)},
+            callbacks=[EventLog(run)],
         ),
         datasets={
             "train": stream_pairs(
@@ -198,62 +272,18 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Path
                 teacher_views=config.data.teacher_views if isinstance(config, AdaptConfig) else 1,
             )
         },
-        dataset_config=ray.train.DataConfig(
+        dataset_config=DataConfig(
             execution_options=ray.data.DataContext.get_current().execution_options,
             # With locality, which worker gets which block depends on where it was read.
             enable_shard_locality=False,
         ),
     )
-    with _shown(folder, config.optim.epochs):
-        result = trainer.fit()
-    assert result.checkpoint is not None, "a run of at least one epoch has a checkpoint"
-    return Path(result.checkpoint.path)
-
-
-@contextmanager
-def _shown(folder: Path, num_epochs: int) -> Iterator[None]:
-    """Prints a line for every epoch, and for every ten seconds of a long one."""
-    stop = threading.Event()
-    (folder / PROGRESS_NAME).unlink(missing_ok=True)
-
-    def watch() -> None:
-        shown: tuple[int, int] | None = None
-        while not stop.wait(0.5):
-            try:
-                status = json.loads((folder / PROGRESS_NAME).read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                continue
-            mark = (status["epoch"], int(status["step"] * 20 / status["num_steps"]))
-            if mark != shown:
-                shown = mark
-                console.print(progress_line(status, num_epochs), highlight=False, soft_wrap=True)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
-
-
-def progress_line(status: dict[str, Any], num_epochs: int) -> str:
-    """Says in one line how far a run is."""
-    parts = [
-        f"epoch {status['epoch'] + 1}/{num_epochs}",
-        f"step {status['step']}/{status['num_steps']}",
-        f"{status['pairs_per_s']:.0f} objects/s",
-        f"loss {status['loss']:.2f}",
-    ]
-    for key, word in (("pseudo/selected_image", "image"), ("pseudo/selected_point", "points")):
-        if key in status:
-            parts.append(f"{100 * status[key]:.0f} % confident by {word}")
-    terms = [
-        f"{name.removeprefix('loss/')} {value:.2f}"
-        for name, value in status.items()
-        if name.startswith("loss/")
-    ]
-    if status["eta_s"] is not None:
-        minutes, seconds = divmod(round(status["eta_s"]), 60)
-        parts.append(f"{minutes}:{seconds:02d} to go")
-    return "  ".join(parts) + f"\n    {', '.join(terms)}"
+    with shown(run, config.optim.epochs, cluster):
+        result: Any = trainer.fit()
+    stopped: str | None = result.return_value
+    if stopped is not None:
+        kept = list_checkpoints(run)
+        raise ConfigError(
+            f"{stopped}. The last good checkpoint is {f'{run}/{kept[-1]}' if kept else 'none yet'}"
+        )
+    return run

@@ -9,9 +9,9 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointConsistencyMode
@@ -22,13 +22,17 @@ from crossmost_ray.data.decode import hash_id
 from crossmost_ray.data.stream import raw_batches
 from crossmost_ray.ops.distributed import mean_over_workers
 from crossmost_ray.optim import build_optimizer, learning_rate, set_learning_rate
+from crossmost_ray.storage import Store
 from crossmost_ray.training.build import build_task
-from crossmost_ray.training.checkpoint import checkpoint_name, load_state, save_state
-from crossmost_ray.training.step import train_step
+from crossmost_ray.training.checkpoint import STATE_NAME, checkpoint_name, load_state, save_state
+from crossmost_ray.training.step import NonFiniteLossError, train_step
+from crossmost_ray.training.task import Task
 
 HISTORY_NAME = "metrics.jsonl"
 PROGRESS_NAME = "progress.json"
-PROGRESS_EVERY_S = 1.0
+
+LOOK_EVERY_S = 5.0
+"""Between two looks for the notice that a node is about to be taken away."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,9 @@ class WorkerPlan:
     classes: tuple[str, ...]
     steps_per_epoch: int
     view_size: int
-    run_folder: str
+    run: Store
+    resume_from: str | None
+    """Name of the checkpoint to go on from where Ray knows of none."""
 
 
 def resolve_precision(config: ClusterConfig, device: torch.device) -> torch.dtype:
@@ -56,13 +62,45 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return hash_id(f"{seed}/{step}/{rank}")
 
 
-def run_worker(loop_config: dict[str, WorkerPlan]) -> None:
-    """Trains on this worker's share of the shards, from the last checkpoint if there is one."""
+@dataclasses.dataclass
+class Position:
+    """How far a run is: finished epochs, and what has been summed up of the one at hand."""
+
+    history: list[dict[str, float]]
+    done: int = 0
+    """Steps of the epoch at hand."""
+    sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch at hand, from 0."""
+        return len(self.history)
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Counts one step."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in scalars.items()}
+        self.done += 1
+
+    def means(self) -> dict[str, float]:
+        """Means over the steps of the epoch at hand and over the workers."""
+        return {
+            name: float(mean_over_workers(value / self.done)) for name, value in self.sums.items()
+        }
+
+
+def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
+    """Trains on this worker's share of the shards, from the last checkpoint if there is one.
+
+    Returns:
+        Why the run was stopped, where another try would meet the same; else None.
+    """
     plan = loop_config["plan"]
     config, optim = plan.config, plan.config.optim
     from_zero = isinstance(config, AdaptConfig) and config.compat.warmup == "from_zero"
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
+    share = config.data.batch_size // num_workers
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
     torch.set_num_threads(config.cluster.threads_per_worker)
@@ -70,33 +108,27 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> None:
 
     task = build_task(config, plan.classes, ray.train.torch.prepare_model, device)
     optimizer = build_optimizer(task.parameter_groups(), optim)
-    history: list[dict[str, float]] = []
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            state = load_state(Path(folder))
-        task.load_state_dict(state["task"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
+    position = _restore(plan, task, optimizer, device)
 
     shard = ray.train.get_dataset_shard("train")
     generator = torch.Generator(device=device)
     precision = resolve_precision(config.cluster, device)
     num_steps = optim.epochs * plan.steps_per_epoch
-    progress = _Progress(Path(plan.run_folder), num_steps, config.data.batch_size, active=rank == 0)
-    for epoch in range(len(history), optim.epochs):
+    progress = _Progress(plan.run, num_steps, share * num_workers, active=rank == 0)
+    notice = _Notice()
+    while position.epoch < optim.epochs:
+        epoch, skipped = position.epoch, position.done
         batches = raw_batches(
             shard,
             config.data,
-            batch_size=config.data.batch_size // num_workers,
+            batch_size=share,
             view_size=plan.view_size,
             seed=config.seed * 100_003 + epoch,
             device=device,
         )
-        sums: dict[str, Tensor] = {}
         start = time.monotonic()
-        step = epoch * plan.steps_per_epoch
-        for batch in islice(batches, plan.steps_per_epoch):
+        for batch in islice(batches, skipped, plan.steps_per_epoch):
+            step = epoch * plan.steps_per_epoch + position.done
             set_learning_rate(
                 optimizer,
                 learning_rate(
@@ -110,72 +142,139 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> None:
             seed = step_seed(config.seed, step, rank)
             generator.manual_seed(seed)
             torch.manual_seed(seed)
-            scalars = train_step(
-                task,
-                optimizer,
-                batch,
-                step=step,
-                generator=generator,
-                clip_norm=optim.clip_norm,
-                precision=precision,
-            )
-            sums = {name: sums.get(name, 0.0) + value for name, value in scalars.items()}
-            step += 1
-            progress.show(step, epoch, scalars)
-        done = step - epoch * plan.steps_per_epoch
-        if done != plan.steps_per_epoch:
+            try:
+                scalars = train_step(
+                    task,
+                    optimizer,
+                    batch,
+                    step=step,
+                    generator=generator,
+                    clip_norm=optim.clip_norm,
+                    precision=precision,
+                )
+            except NonFiniteLossError as stopped:
+                # On all workers alike, so all return: to raise would have Ray try again.
+                return str(stopped)
+            position.add(scalars)
+            progress.show(step + 1, epoch, scalars)
+            every = config.cluster.checkpoint_steps
+            due = every is not None and position.done % every == 0
+            if (notice.given(step) or due) and position.done < plan.steps_per_epoch:
+                position.seconds += time.monotonic() - start
+                start = time.monotonic()
+                row = {"epoch": epoch, "step": step + 1, **position.means()}
+                _save_and_report(plan.run, rank, row, task, optimizer, position)
+        if position.done != plan.steps_per_epoch:
             raise RuntimeError(
-                f"epoch {epoch} ended after {done} of {plan.steps_per_epoch} steps: the shards "
-                "have changed since the run began"
+                f"epoch {epoch} ended after {position.done} of {plan.steps_per_epoch} steps: the "
+                "shards have changed since the run began"
             )
-        seconds = time.monotonic() - start
-        row = {name: float(mean_over_workers(value / done)) for name, value in sums.items()}
-        row |= {
+        seconds = position.seconds + time.monotonic() - start
+        row = position.means() | {
             "epoch": epoch,
-            "step": step,
+            "step": (epoch + 1) * plan.steps_per_epoch,
             "seconds": seconds,
-            "pairs_per_s": done * config.data.batch_size / seconds,
+            "pairs_per_s": position.done * share * num_workers / seconds,
+            "num_workers": num_workers,
         }
-        history = [*history, row]
+        position = Position([*position.history, row])
+        _save_and_report(plan.run, rank, row, task, optimizer, position)
+    return None
+
+
+def _restore(
+    plan: WorkerPlan, task: Task, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Position:
+    """Takes up the last checkpoint, if there is one."""
+    registered = ray.train.get_checkpoint()
+    name = plan.resume_from if registered is None else os.path.basename(registered.path)
+    if name is None:
+        return Position([])
+    state = load_state(plan.run.child(name))
+    task.load_state_dict(state["task"])
+    optimizer.load_state_dict(state["optimizer"])
+    sums = {key: value.to(device) for key, value in state["sums"].items()}
+    return Position(state["history"], state["done"], sums, state["seconds"])
+
+
+def _save_and_report(
+    run: Store,
+    rank: int,
+    row: dict[str, float],
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+) -> None:
+    """Writes a checkpoint from rank 0, reports from every rank, and waits until it counts."""
+    name = checkpoint_name(int(row["step"]))
+    # The workers' sums differ; their mean serves each of them as well.
+    sums = {key: mean_over_workers(value) for key, value in position.sums.items()}
+    if rank == 0:
         state = {
             "task": task.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "history": history,
+            "history": position.history,
+            "done": position.done,
+            "sums": sums,
+            "seconds": position.seconds,
         }
-        save_and_report(state, rank=rank, run_folder=Path(plan.run_folder))
-
-
-def save_and_report(state: dict[str, Any], *, rank: int, run_folder: Path) -> None:
-    """Writes a checkpoint from rank 0, reports from every rank, and waits until it counts."""
-    row = state["history"][-1]
-    name = checkpoint_name(int(row["epoch"]))
-    with tempfile.TemporaryDirectory() as folder:
-        if rank == 0:
+        with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), state)
-            checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report(row, checkpoint=checkpoint, checkpoint_dir_name=name)
-        else:
-            ray.train.report(row, checkpoint_dir_name=name)
+            ray.train.report(
+                row,
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_dir_name=name,
+                checkpoint_upload_fn=lambda local, name: _upload(run, local, name),
+            )
+    else:
+        ray.train.report(row, checkpoint_dir_name=name)
     # `report` returns before the controller has taken note; a worker that died in between would
-    # take the run back by an epoch, or to its beginning.
+    # take the run back by a checkpoint, or to its beginning.
     ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
     if rank == 0:
-        lines = "".join(json.dumps(past) + "\n" for past in state["history"])
-        write_whole(run_folder / HISTORY_NAME, lines)
+        run.write(HISTORY_NAME, "".join(json.dumps(past) + "\n" for past in position.history))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file such that a reader sees the old or the new one, never a part."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+def _upload(run: Store, local: Checkpoint, name: str) -> Checkpoint:
+    """Copies a checkpoint into the run's folder; half of one is never seen there."""
+    run.upload(Path(local.path) / STATE_NAME, f"{name}/{STATE_NAME}")
+    return Checkpoint(run.path(name), run.system)
+
+
+class _Notice:
+    """Looks now and then whether a node of the run is about to be taken away.
+
+    To look is a meeting of all workers, so they agree beforehand at which step it is.
+    """
+
+    def __init__(self) -> None:
+        self.next_look = 0
+        self.last_step, self.last_time = 0, time.monotonic()
+        self.saved_for: list[str] = []
+
+    def given(self, step: int) -> bool:
+        """Whether a checkpoint is to be written now, on all workers alike."""
+        if step < self.next_look:
+            return False
+        info = ray.train.get_preemption_info()
+        now = time.monotonic()
+        per_step = (now - self.last_time) / max(step - self.last_step, 1)
+        self.last_step, self.last_time = step, now
+        ahead = max(1, round(LOOK_EVERY_S / max(per_step, 1e-3)))
+        self.next_look = ray.train.collective.broadcast_from_rank_zero(step + ahead)
+        nodes = [] if info is None else info.preempted_node_ids
+        if nodes == self.saved_for:
+            return False
+        self.saved_for = nodes
+        return True
 
 
 class _Progress:
     """Tells the driver, by a small file, how far the workers are."""
 
-    def __init__(self, folder: Path, num_steps: int, batch_size: int, *, active: bool) -> None:
-        self.path = folder / PROGRESS_NAME
+    def __init__(self, run: Store, num_steps: int, batch_size: int, *, active: bool) -> None:
+        self.run = run
+        self.every_s = 1.0 if run.local is not None else 10.0
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.active = active
@@ -187,7 +286,7 @@ class _Progress:
         if self.first_step is None:
             # The first step pays for everything that is set up on the way; it would spoil the rate.
             self.first_step, self.started = step, now
-        if not self.active or (now - self.last < PROGRESS_EVERY_S and step < self.num_steps):
+        if not self.active or (now - self.last < self.every_s and step < self.num_steps):
             return
         self.last = now
         rate = (step - self.first_step) / max(now - self.started, 1e-9)
@@ -199,4 +298,4 @@ class _Progress:
             "eta_s": (self.num_steps - step) / rate if rate > 0 else None,
             **{name: float(value) for name, value in scalars.items()},
         }
-        write_whole(self.path, json.dumps(status))
+        self.run.write(PROGRESS_NAME, json.dumps(status))

@@ -21,7 +21,7 @@ LEAST = {"num_points": 100, "num_views": 4, "view_size": 32}
 def test_shards_are_listed_by_name(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "s", num_files=3)
     (folder / "notes.txt").write_text("not a shard")
-    assert [file.name for file in list_shards(str(folder), COLUMNS)] == [
+    assert list_shards(str(folder), COLUMNS) == [
         "part-00000.parquet",
         "part-00001.parquet",
         "part-00002.parquet",
@@ -74,7 +74,10 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
 
 def test_good_shards_are_good(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "s", num_objects=6, num_files=2)
-    checks = [check_file(file, COLUMNS, **LEAST) for file in list_shards(str(folder), COLUMNS)]
+    checks = [
+        check_file(str(folder), name, COLUMNS, **LEAST)
+        for name in list_shards(str(folder), COLUMNS)
+    ]
     assert [(check.num_objects, check.num_good, check.bad) for check in checks] == [(3, 3, ())] * 2
 
 
@@ -92,7 +95,7 @@ def test_every_bad_row_is_named_with_its_fault(tmp_path: Path) -> None:
             8: "no_points",
         },
     )
-    check = check_file(folder / "part-00000.parquet", COLUMNS, **LEAST)
+    check = check_file(str(folder), "part-00000.parquet", COLUMNS, **LEAST)
     assert (check.num_objects, check.num_good) == (9, 3)
     assert [(bad.row, bad.object_id) for bad in check.bad] == [
         (row, f"synthetic/0-{row}") for row in (1, 2, 3, 5, 6, 8)
@@ -120,7 +123,12 @@ def test_every_bad_row_is_named_with_its_fault(tmp_path: Path) -> None:
 def test_exactly_enough_points_are_enough(tmp_path: Path, num_points: int, good: int) -> None:
     folder = write_shards(tmp_path / "s", num_objects=1, num_points=128, num_files=1)
     check = check_file(
-        folder / "part-00000.parquet", COLUMNS, num_points=num_points, num_views=4, view_size=32
+        str(folder),
+        "part-00000.parquet",
+        COLUMNS,
+        num_points=num_points,
+        num_views=4,
+        view_size=32,
     )
     assert check.num_good == good
 
@@ -132,8 +140,8 @@ def test_a_caption_counts_only_where_it_is_read(tmp_path: Path) -> None:
     captions = pa.array([["ball"], [], ["box", ""]], SHARD_SCHEMA.field("captions").type)
     place = table.schema.get_field_index("captions")
     pq.write_table(table.set_column(place, SHARD_SCHEMA.field("captions"), captions), file)
-    assert check_file(file, COLUMNS, **LEAST).bad == ()
-    bad = check_file(file, (*COLUMNS, "captions"), **LEAST).bad
+    assert check_file(str(file.parent), file.name, COLUMNS, **LEAST).bad == ()
+    bad = check_file(str(file.parent), file.name, (*COLUMNS, "captions"), **LEAST).bad
     assert [(row.row, row.problem) for row in bad] == [
         (1, "no caption, or an empty one"),
         (2, "no caption, or an empty one"),
@@ -143,7 +151,7 @@ def test_a_caption_counts_only_where_it_is_read(tmp_path: Path) -> None:
 def test_a_shard_without_rows_is_no_fault(tmp_path: Path) -> None:
     file = tmp_path / "part-00000.parquet"
     pq.write_table(SHARD_SCHEMA.empty_table(), file)
-    check = check_file(file, COLUMNS, **LEAST)
+    check = check_file(str(file.parent), file.name, COLUMNS, **LEAST)
     assert (check.num_objects, check.bad) == (0, ())
 
 
@@ -159,7 +167,7 @@ def test_rows_without_any_cloud_or_views_are_named(tmp_path: Path) -> None:
         "views": pa.array(views, SHARD_SCHEMA.field("views").type),
     }
     pq.write_table(pa.table(columns), file)
-    check = check_file(file, COLUMNS, **LEAST)
+    check = check_file(str(file.parent), file.name, COLUMNS, **LEAST)
     assert [(bad.row, bad.problem) for bad in check.bad] == [
         (1, "0 points, data.num_points asks for 100"),
         (2, "0 views, data.num_views asks for 4"),

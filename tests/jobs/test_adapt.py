@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,47 +27,27 @@ from crossmost_ray.evaluation.predictor import Predictor
 from crossmost_ray.evaluation.pretraining import pretrain_and_evaluate
 from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
 from crossmost_ray.models.pretrained import load_model, save_model
+from crossmost_ray.storage import Store
 from crossmost_ray.training.build import build_task
-from crossmost_ray.training.checkpoint import list_checkpoints, load_state
+from crossmost_ray.training.checkpoint import last_checkpoint, list_checkpoints, load_state
 from crossmost_ray.training.export import export_adapted
 from crossmost_ray.training.trainer import check_cluster, train
-from tests.synthetic import CLASSES, Fault, tiny_model, write_shards
+from crossmost_ray.training.watch import EVENTS_NAME
+from crossmost_ray.training.worker import PROGRESS_NAME
+from tests.conftest import ObjectStore
+from tests.jobs.runs import (
+    adapt_config,
+    assert_same,
+    processes_of_cluster,
+    values,
+    weights,
+    write_inputs,
+)
+from tests.synthetic import CLASSES, Fault, write_shards
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.ray
-
-
-def values(tmp_path: Path, **sections: Any) -> dict[str, Any]:
-    """A run of two epochs of four steps."""
-    base: dict[str, Any] = {
-        "name": "run",
-        "model": str(tmp_path / "model"),
-        "output": str(tmp_path / "runs"),
-        "data": {
-            "shards": str(tmp_path / "shards"),
-            "num_points": 128,
-            "num_views": 4,
-            "batch_size": 16,
-        },
-        "optim": {"epochs": 2, "lr": 1e-3},
-        "evaluation": {"point_samples": 1},
-    }
-    for name, section in sections.items():
-        old = base.get(name)
-        merge = isinstance(section, dict) and isinstance(old, dict)
-        base[name] = {**old, **section} if merge else section
-    return base
-
-
-def adapt_config(tmp_path: Path, **sections: Any) -> AdaptConfig:
-    return parse_config(AdaptConfig, values(tmp_path, **sections), "the test")
-
-
-def write_inputs(folder: Path) -> Path:
-    write_shards(folder / "shards", num_objects=16)
-    tiny_model(folder / "model")
-    return folder
 
 
 @pytest.fixture
@@ -75,16 +56,6 @@ def inputs(tmp_path: Path) -> Path:
 
 
 FAULTS: dict[int, Fault] = {1: "nan", 6: "few_points", 11: "bad_view"}
-
-
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    state = load_state(checkpoint)["task"]
-    return {f"{who}.{name}": value for who in state for name, value in state[who].items()}
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 @dataclass(frozen=True)
@@ -96,8 +67,12 @@ class Finished:
     folder: Path
     summary: dict[str, Any]
 
+    @property
+    def run(self) -> Store:
+        return Store(str(self.folder))
+
     def weights(self) -> dict[str, torch.Tensor]:
-        return weights(list_checkpoints(self.folder)[-1])
+        return weights(self.run)
 
 
 # Half a CPU each, so that they and the stream fit on two, which a driver of its own may have.
@@ -118,14 +93,16 @@ def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Finish
     write_shards(inputs / "open", num_objects=4, seed=2, labels=False)
     data = {"test_shards": str(inputs / "test"), "open_set_shards": str(inputs / "open")}
     config = adapt_config(inputs, **SHARED, data=data)
-    return Finished(inputs, config, *adapt_and_evaluate(config))
+    run, summary = adapt_and_evaluate(config)
+    assert run.local is not None
+    return Finished(inputs, config, run.local, summary)
 
 
 def test_a_run_leaves_models_metrics_and_one_prediction_per_object_and_model(
     whole: Finished,
 ) -> None:
     folder, summary = whole.folder, whole.summary
-    table = pq.read_table(folder / "predictions.parquet")
+    table = pq.read_table(folder / "predictions")
     keys = [(r["split"], r["model"], r["object_id"]) for r in table.to_pylist()]
     assert len(keys) == len(set(keys)) == 3 * (16 + 8 + 4)
     assert {key[0] for key in keys} == {"transductive", "test", "open-set"}
@@ -157,21 +134,24 @@ def test_the_oracle_finds_the_checkpoint_that_is_most_often_right(
     whole: Finished, tmp_path: Path
 ) -> None:
     compat = replace(whole.config.compat, select_on="oracle_test_points")
-    chosen = oracle_checkpoint(replace(whole.config, compat=compat), whole.folder)
+    chosen = oracle_checkpoint(replace(whole.config, compat=compat), whole.run)
     # The same by hand, without Ray.
     rows = pa.concat_tables(map(pq.read_table, (whole.inputs / "test").glob("*.parquet")))
-    rows = rows.append_column("path", pa.array([""] * len(rows)))
     right = {}
-    for checkpoint in list_checkpoints(whole.folder):
-        student = export_adapted(whole.config, checkpoint, tmp_path)["student"]
+    for name in list_checkpoints(whole.run):
+        student = export_adapted(whole.config, whole.run.child(name), Store(str(tmp_path)))
         data = whole.config.data
         ask = Predictor(
-            {"it": str(student)}, CLASSES, data.templates, data.num_points, whole.config.evaluation
+            {"it": load_model(student["student"])},
+            CLASSES,
+            data.templates,
+            data.num_points,
+            whole.config.evaluation,
         )
-        answers = ask(rows).to_pylist()
-        right[checkpoint] = sum(row["ranked_point"][0] == row["label"] for row in answers)
+        answers = ask.ask(ask.decode(rows, shard="by hand")).table.to_pylist()
+        right[name] = sum(row["ranked_point"][0] == row["label"] for row in answers)
     assert len(right) == 3
-    assert right[chosen] == max(right.values())
+    assert right[chosen.address.rpartition("/")[2]] == max(right.values())
 
 
 def lie(shards: Path) -> None:
@@ -216,6 +196,68 @@ def test_neither_other_labels_nor_a_killed_driver_change_a_bit_of_the_weights(
     assert_same(whole.weights(), weights(train(config, resume=True)))
 
 
+def kill_a_worker_after(run: Store, step: int, killed: list[int]) -> None:
+    """Kills a training worker of this cluster, and no other's, once a run is so far."""
+    while json.loads(run.read(PROGRESS_NAME) or b'{"step": 0}')["step"] < step:
+        time.sleep(0.05)
+    killed.append(next(processes_of_cluster("ray::RayTrainWorker")))
+    os.kill(killed[0], signal.SIGKILL)
+
+
+def test_neither_a_killed_worker_nor_a_store_that_refuses_a_write_change_a_bit(
+    whole: Finished, s3: str, object_store: ObjectStore
+) -> None:
+    # Shards, model and run all lie in a store that speaks S3.
+    for name in ("shards", "model"):
+        for file in (whole.inputs / name).iterdir():
+            Store(s3.format(f"inputs/{name}")).upload(file, file.name)
+    config = replace(
+        whole.config,
+        name="elsewhere",
+        model=s3.format("inputs/model"),
+        output=s3.format("runs"),
+        keep_checkpoints=1,
+        data=replace(whole.config.data, shards=s3.format("inputs/shards")),
+    )
+    run = Store(config.output).child("elsewhere")
+    object_store.to_refuse.append("elsewhere/step-00000004/state.pt")
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker_after, args=(run, 6, killed), daemon=True)
+    killer.start()
+    assert train(config) == run
+    assert killed
+    assert object_store.to_refuse == []
+    assert_same(whole.weights(), weights(run))
+    assert len(list_checkpoints(run)) <= 2
+    assert b"workers lost" in (run.read(EVENTS_NAME) or b"")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    ray_cluster: None, inputs: Path
+) -> None:
+    # A cloud so far away that its squares overflow; every number of it is finite.
+    write_shards(inputs / "shards", num_objects=32, num_files=4)
+    file = inputs / "shards/part-00003.parquet"
+    table = pq.read_table(file)
+    points = table["points"].to_pylist()
+    points[-1] = [[value * 1e30 for value in point] for point in points[-1]]
+    place, field = table.schema.get_field_index("points"), table.schema.field("points")
+    pq.write_table(table.set_column(place, field, pa.array(points, field.type)), file)
+    config = adapt_config(
+        inputs,
+        data={"shuffle_buffer": 8},
+        cluster={"num_workers": 2, "cpus_per_worker": 0.5, "checkpoint_steps": 1},
+    )
+    said = r"step \d+: the loss is not finite \(.* on worker \d.*The last good checkpoint is"
+    with pytest.raises(ConfigError, match=said) as stopped:
+        train(config)
+    run = Store(config.output).child(config.name)
+    assert f"{run}/{list_checkpoints(run)[-1]}" in str(stopped.value)
+    assert all(torch.isfinite(value).all() for value in weights(run).values())
+    # To try again would meet the same.
+    assert run.read(EVENTS_NAME) is None
+
+
 def test_pretraining_writes_a_model_that_adaptation_takes(ray_cluster: None, inputs: Path) -> None:
     settings = values(
         inputs,
@@ -227,14 +269,15 @@ def test_pretraining_writes_a_model_that_adaptation_takes(ray_cluster: None, inp
     folder = pretrain_and_evaluate(
         parse_config(PretrainConfig, settings, "the test"), command="the test"
     )
-    card = (folder / "README.md").read_text()
+    assert folder.local is not None
+    card = (folder.read("README.md") or b"").decode()
     assert "the test" in card
     assert "| train | 16 |" in card
-    stored = load_file(folder / "model.safetensors")
+    stored = load_file(folder.local / "model.safetensors")
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {
         torch.float16
     }
-    task = build_task(adapt_config(inputs, model=str(folder)), CLASSES)
+    task = build_task(adapt_config(inputs, model=folder.address), CLASSES)
     assert_same(
         dict(task.student.image.state_dict()), dict(load_model(folder).model.image.state_dict())
     )
@@ -248,7 +291,8 @@ def test_a_run_says_which_terms_and_which_rows_it_leaves_out(
     model = CrossModalModel(ModelSpec("vit_small_64", "pointnet2_ssg"))
     save_model(tmp_path / "model", model, card="# without tokens\n")
     data = {"num_points": 512, "num_views": 2, "bad_rows": "skip", "batch_size": 13}
-    state = load_state(train(adapt_config(tmp_path, data=data, optim={"epochs": 1})))
+    run = train(adapt_config(tmp_path, data=data, optim={"epochs": 1}))
+    state = load_state(last_checkpoint(run))
 
     assert state["history"][0]["step"] == 2, "13 objects with two views each"
     terms = {name for name in state["history"][-1] if name.startswith("loss/")}
@@ -306,8 +350,7 @@ def test_a_run_that_would_leave_no_cpu_for_the_stream_is_refused(
     refuse(
         adapt_config(inputs, cluster=cluster),
         f"cluster.num_workers {num_workers}",
-        "the cluster's 4 CPUs",
-        "to stream the shards",
+        "the cluster has 4",
     )
 
 

@@ -85,10 +85,17 @@ def test_every_kind_becomes_rows_of_one_schema(ray_cluster: None, config: Prepar
         manifest = json.loads((out / split / "manifest.json").read_text())
         for source, facts in manifest["sources"].items():
             assert facts["axes"] == config.source(source).axes
-        for file in list_shards(str(out / split), SHARD_SCHEMA.names):
-            table = pq.read_table(file)
+        for name in list_shards(str(out / split), SHARD_SCHEMA.names):
+            table = pq.read_table(out / split / name)
             assert table.schema.equals(SHARD_SCHEMA)
-            check = check_file(file, SHARD_SCHEMA.names, num_points=32, num_views=1, view_size=48)
+            check = check_file(
+                str(out / split),
+                name,
+                SHARD_SCHEMA.names,
+                num_points=32,
+                num_views=1,
+                view_size=48,
+            )
             assert check.bad == ()
             # And on to what training reads of it.
             columns = ["object_id", "points", "views", "captions"]

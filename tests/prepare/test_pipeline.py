@@ -24,8 +24,8 @@ from crossmost_ray.prepare.plan import Chunk
 from crossmost_ray.prepare.render import RenderError
 from crossmost_ray.prepare.rows import Built
 from crossmost_ray.prepare.shards import half_of
-from crossmost_ray.prepare.storage import Store
 from crossmost_ray.schema import UNFINISHED_NAME
+from crossmost_ray.storage import Store
 
 from .catalogue import BOX, NOTCHED, catalogue_config, entry, model, write_catalogue
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from crossmost_ray.config import ConfigError
+from crossmost_ray.storage import Store
 from crossmost_ray.training.checkpoint import STATE_NAME, load_state, save_state
 
 STATE = {
@@ -21,7 +22,7 @@ STATE = {
 
 def test_a_state_comes_back(tmp_path: Path) -> None:
     save_state(tmp_path, STATE)
-    loaded = load_state(tmp_path)
+    loaded = load_state(Store(str(tmp_path)))
     assert torch.equal(
         loaded["task"]["student"]["weight"],
         STATE["task"]["student"]["weight"],  # type: ignore[index]
@@ -39,7 +40,7 @@ def test_the_state_of_an_optimizer_comes_back_whole(tmp_path: Path) -> None:
     optimizer.step()
     save_state(tmp_path, {"optimizer": optimizer.state_dict()})
     other = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(3))], "lr_scale": 1.0}])
-    other.load_state_dict(load_state(tmp_path)["optimizer"])
+    other.load_state_dict(load_state(Store(str(tmp_path)))["optimizer"])
     assert other.param_groups[0]["lr_scale"] == 0.5
     torch.testing.assert_close(other.state_dict()["state"], optimizer.state_dict()["state"])
 
@@ -48,14 +49,14 @@ def test_a_save_that_fails_leaves_the_old_state(tmp_path: Path) -> None:
     save_state(tmp_path, STATE)
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
         save_state(tmp_path, {"broken": (lambda: 0)})
-    assert load_state(tmp_path)["history"] == STATE["history"]
+    assert load_state(Store(str(tmp_path)))["history"] == STATE["history"]
 
 
 def test_a_missing_state_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=f"the checkpoint '{tmp_path}' lacks its state.pt; use an"
     ):
-        load_state(tmp_path)
+        load_state(Store(str(tmp_path)))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
@@ -65,14 +66,14 @@ def test_a_state_cut_short_is_named(tmp_path: Path, share: float) -> None:
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
     with pytest.raises(ConfigError, match=r"state\.pt is damaged or cut short \(.+\); use another"):
-        load_state(tmp_path)
+        load_state(Store(str(tmp_path)))
 
 
 @pytest.mark.parametrize("data", [b"hello", b"PK\x03\x04 and so on", bytes(100), b"\x80\x02}"])
 def test_a_file_that_is_no_state_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / STATE_NAME).write_bytes(data)
     with pytest.raises(ConfigError, match="is damaged or cut short"):
-        load_state(tmp_path)
+        load_state(Store(str(tmp_path)))
 
 
 class Hostile:
@@ -97,5 +98,5 @@ def test_code_in_a_state_is_never_run(tmp_path: Path, form: str) -> None:
             archive.writestr("archive/data.pkl", pickle.dumps(Hostile(mark), protocol=2))
             archive.writestr("archive/version", "3")
     with pytest.raises(ConfigError, match="is damaged or cut short"):
-        load_state(tmp_path)
+        load_state(Store(str(tmp_path)))
     assert not mark.exists()

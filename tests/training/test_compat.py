@@ -23,6 +23,7 @@ from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
 from crossmost_ray.models.point_tokenizer import PointTokenizer, save_tokenizer
 from crossmost_ray.models.pretrained import load_model, save_model
 from crossmost_ray.schema import RawBatch
+from crossmost_ray.storage import Store
 from crossmost_ray.training.adapt import REFERENCE_POINTS, AdaptTask
 from crossmost_ray.training.build import build_task, inspect_model
 from crossmost_ray.training.checkpoint import save_state
@@ -254,7 +255,7 @@ def test_a_run_that_predicts_ids_goes_on_with_its_head(
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     save_state(checkpoint, {**state, "history": [{"epoch": 0}]})
-    written = export_adapted(config, checkpoint, tmp_path / "out")
+    written = export_adapted(config, Store(str(checkpoint)), Store(str(tmp_path / "out")))
     exported = load_model(written["student"]).model.point.state_dict()
     assert exported.keys() == model.point.state_dict().keys()
     name = "backbone.mask_token"

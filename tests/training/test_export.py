@@ -12,6 +12,7 @@ from crossmost_ray.config import AdaptConfig, ConfigError
 from crossmost_ray.data.decode import view_size
 from crossmost_ray.models.classifier import CrossModalModel
 from crossmost_ray.models.pretrained import load_model, save_model
+from crossmost_ray.storage import Store
 from crossmost_ray.training.adapt import AdaptTask
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import load_state, save_state
@@ -74,9 +75,9 @@ def test_views_are_half_as_large_again() -> None:
 def test_teacher_and_student_are_exported_each_with_its_weights(
     config: AdaptConfig, checkpoint: Path, tmp_path: Path
 ) -> None:
-    written = export_adapted(config, checkpoint, tmp_path / "out")
-    assert written == {name: tmp_path / "out" / name for name in ("teacher", "student")}
-    state = load_state(checkpoint)["task"]
+    written = export_adapted(config, Store(str(checkpoint)), Store(str(tmp_path / "out")))
+    assert written == {name: Store(str(tmp_path / "out" / name)) for name in ("teacher", "student")}
+    state = load_state(Store(str(checkpoint)))["task"]
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     points = torch.rand(2, 90, 3, generator=torch.Generator().manual_seed(0))
     task = build_task(config, CLASSES)
@@ -92,11 +93,11 @@ def test_teacher_and_student_are_exported_each_with_its_weights(
             expected = task.bare_student.eval().predict(images, points)
         for left, right in zip(ours, expected, strict=True):
             torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-4)
-        stored = json.loads((folder / "config.json").read_text())
+        stored = json.loads(folder.read("config.json"))
         assert stored["training"]["name"] == "test"
         assert stored["training"]["optim"]["lr"] == 2e-5
         assert "output" not in stored["training"], "where its files went is no part of a model"
-        card = (folder / "README.md").read_text()
+        card = folder.read("README.md").decode()
         assert card.startswith(f"# test: {name}\n")
         assert "1.2346" in card
         assert "mode crossmost, seed 0" in card
@@ -107,7 +108,7 @@ def test_teacher_and_student_are_exported_each_with_its_weights(
 def test_an_adapted_model_can_still_be_asked_for_other_classes(
     config: AdaptConfig, checkpoint: Path, tmp_path: Path, model: CrossModalModel
 ) -> None:
-    folder = export_adapted(config, checkpoint, tmp_path)["teacher"]
+    folder = export_adapted(config, Store(str(checkpoint)), Store(str(tmp_path)))["teacher"]
     other = load_model(folder).classifier(["chair", "sofa"], ["a {}"])
     torch.testing.assert_close(
         other.class_embed, model.text.embed_classes(["chair", "sofa"], ["a {}"])
@@ -119,7 +120,7 @@ def test_a_checkpoint_of_other_classes_is_refused(
 ) -> None:
     three = adapt_config(model=config.model, data={"classes": ["ball", "box", "cone"]})
     with pytest.raises(ConfigError, match=r"class_embed has shape \(4, 128\), expected \(3, 128\)"):
-        export_adapted(three, checkpoint, tmp_path / "out")
+        export_adapted(three, Store(str(checkpoint)), Store(str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -127,15 +128,15 @@ def test_a_checkpoint_of_the_other_objective_is_refused(
     config: AdaptConfig, checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=f"'{checkpoint}' holds no model; it is another task's"):
-        export_pretrained(pretrain_config(), checkpoint, tmp_path / "out")
+        export_pretrained(pretrain_config(), Store(str(checkpoint)), Store(str(tmp_path / "out")))
     save_state(tmp_path, {"task": {"model": {}}, "history": HISTORY})
     with pytest.raises(ConfigError, match="holds no teacher; it is another task's"):
-        export_adapted(config, tmp_path, tmp_path / "out")
+        export_adapted(config, Store(str(tmp_path)), Store(str(tmp_path / "out")))
 
 
 def test_a_missing_checkpoint_is_named(config: AdaptConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lacks its state\.pt"):
-        export_adapted(config, tmp_path, tmp_path / "out")
+        export_adapted(config, Store(str(tmp_path)), Store(str(tmp_path / "out")))
 
 
 def test_a_pretrained_model_is_exported_in_half_precision(
@@ -144,11 +145,13 @@ def test_a_pretrained_model_is_exported_in_half_precision(
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     save_state(checkpoint, {"task": {"model": model.state_dict()}, "history": HISTORY})
-    folder = export_pretrained(pretrain_config(), checkpoint, tmp_path / "out")
-    assert folder == tmp_path / "out"
+    folder = export_pretrained(
+        pretrain_config(), Store(str(checkpoint)), Store(str(tmp_path / "out"))
+    )
+    assert folder == Store(str(tmp_path / "out"))
     loaded = load_model(folder)
     assert loaded.classes is None
     for name, value in loaded.model.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-3, rtol=1e-3)
-    size = (folder / "model.safetensors").stat().st_size
+    size = len(folder.read("model.safetensors"))
     assert size < 2.1 * sum(p.numel() for p in model.parameters())

@@ -103,7 +103,7 @@ def test_gradients_do_not_pile_up_over_steps() -> None:
 def test_a_loss_gone_wrong_stops_before_anything_moves(factor: float) -> None:
     task = TwoTerms(factor)
     with pytest.raises(
-        NonFiniteLossError, match=r"^step 11: the loss is not finite \(line\); .*lr"
+        NonFiniteLossError, match=r"^step 11: the loss is not finite \(line on worker 0\); .*lr"
     ):
         step(task)
     assert task.values == [2.0, 5.0]

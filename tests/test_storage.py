@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossmost_ray.config import ConfigError
-from crossmost_ray.prepare.storage import Store
+from crossmost_ray.storage import Store
 
 
 @pytest.fixture(params=["disk", "s3", "fsspec"])
@@ -35,7 +35,7 @@ def test_what_is_written_is_read_listed_replaced_and_removed(store: Store) -> No
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ConfigError, match=r"x.txt can't be written to .*file.*mend `output`"):
+    with pytest.raises(ConfigError, match=r"file: x.txt can't be written .*mend `output`"):
         Store(str(tmp_path / "file")).write("x.txt", b"")
 
 

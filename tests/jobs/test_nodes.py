@@ -1,0 +1,136 @@
+"""Nodes that are announced to go, that go, and that come: on a cluster of several raylets."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from crossmost_ray.storage import Store
+from crossmost_ray.training import trainer, watch, worker
+from crossmost_ray.training.checkpoint import list_checkpoints, load_state
+from crossmost_ray.training.trainer import train
+from tests.jobs.runs import adapt_config
+from tests.synthetic import tiny_model, write_shards
+
+pytestmark = [pytest.mark.ray, pytest.mark.cluster]
+
+PATIENCE_S = 300.0
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without CPUs, and two nodes of one CPU each, every one with an address of its own."""
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    monkeypatch.setattr(trainer, "GROWTH_CHECK_S", 5.0)
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "node_ip_address": "127.0.0.1",
+            "object_store_memory": 150_000_000,
+            "dashboard_host": "127.0.0.1",
+        },
+    )
+    for place in (2, 3):
+        add_node(made, place)
+    made.wait_for_nodes()
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def add_node(cluster: Cluster, place: int) -> Any:
+    return cluster.add_node(
+        num_cpus=1, node_ip_address=f"127.0.0.{place}", object_store_memory=150_000_000
+    )
+
+
+def wait_for(what: Callable[[], Any], doing: threading.Thread) -> Any:
+    """Waits until something is there, as long as the run goes on."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := what()):
+        assert doing.is_alive(), "the run has ended"
+        assert time.monotonic() < deadline, "waited for five minutes"
+        time.sleep(0.1)
+    return found
+
+
+def announce_end(cluster: Cluster, node: Any, seconds: float) -> None:
+    """Does what a cloud's notice of preemption does."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    accepted, why_not = GcsClient(address=cluster.address).drain_node(
+        node.node_id,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        "the test takes it away",
+        int((time.time() + seconds) * 1000),
+    )
+    assert accepted, why_not
+
+
+def test_a_run_goes_on_with_fewer_nodes_and_grows_again(cluster: Cluster, tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", num_objects=64)
+    tiny_model(tmp_path / "model")
+    config = adapt_config(
+        tmp_path, optim={"epochs": 60}, cluster={"num_workers": [1, 2]}, keep_checkpoints=1
+    )
+    run = Store(config.output).child(config.name)
+    failed: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            train(config)
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    doing = threading.Thread(target=go)
+    doing.start()
+
+    def history() -> list[dict[str, float]]:
+        return [json.loads(line) for line in (run.read(worker.HISTORY_NAME) or b"").splitlines()]
+
+    wait_for(history, doing)
+    assert history()[0]["num_workers"] == 2
+    steps_per_epoch = history()[0]["step"]
+
+    # The notice: a checkpoint within the grace time, wherever in the epoch that is.
+    node = next(node for node in cluster.worker_nodes if node.node_ip_address == "127.0.0.3")
+    announce_end(cluster, node, seconds=15)
+
+    def within() -> str | None:
+        steps = {name: int(name.removeprefix("step-")) for name in list_checkpoints(run)}
+        return next((name for name, step in steps.items() if step % steps_per_epoch), None)
+
+    name = wait_for(within, doing)
+    state = load_state(run.child(name))
+    assert state["done"] == int(name.removeprefix("step-")) % steps_per_epoch
+    time.sleep(15)
+    cluster.remove_node(node, allow_graceful=False)
+
+    wait_for(lambda: history()[-1]["num_workers"] == 1, doing)
+    add_node(cluster, 4)
+    wait_for(lambda: history()[-1]["num_workers"] == 2, doing)
+    doing.join(PATIENCE_S)
+    assert not doing.is_alive()
+    assert not failed, failed
+
+    # Nothing was left out or done twice, and a batch stayed a batch.
+    rows = history()
+    assert [row["epoch"] for row in rows] == list(range(60))
+    assert [row["step"] for row in rows] == [steps_per_epoch * (place + 1) for place in range(60)]
+    shrunk = [row["num_workers"] for row in rows]
+    assert shrunk.index(1) > 0
+    assert set(shrunk[: shrunk.index(1)]) == {2}
+    assert watch.EVENTS_NAME in run.names()
+    assert len(list_checkpoints(run)) <= 2

@@ -1,0 +1,158 @@
+"""What the load benchmarks measure with, on real processes and against closed forms."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.copies import NUM_POINTS, NUM_VIEWS, SHARD_OBJECTS, write_copies
+from benchmarks.memory import (
+    Point,
+    growth,
+    process_name,
+    processes,
+    pss_mb,
+    roles,
+    settled,
+    sparkline,
+    trend,
+)
+from crossmost_ray.data.shards import check_file, class_names, list_shards
+from crossmost_ray.data.stream import TRAIN_COLUMNS
+from crossmost_ray.schema import SHARD_SCHEMA
+
+EVER = (1,)
+"""The life of a process that is never replaced."""
+
+
+def test_processes_are_a_process_and_its_descendants() -> None:
+    # A shell that has a child of its own, and tells when it has.
+    command = "sleep 60 & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        sleeper = int(shell.stdout.readline())
+        found = processes(os.getpid())
+        assert found[shell.pid] == "sh"
+        assert found[sleeper] == "sleep"
+        assert os.getppid() not in found
+        assert set(processes(shell.pid)) == {shell.pid, sleeper}
+        seen = roles(os.getpid())
+        assert (seen[os.getpid()], seen[sleeper]) == ("driver", "services")
+        os.kill(sleeper, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["/opt/ray/raylet", "--worker=python default_worker.py"], "raylet"),
+        (["/usr/bin/python3", "-u", "/opt/ray/default_worker.py", "--x"], "default_worker.py"),
+        (["ray::ReadParquet->Split(4)", "", ""], "ray::ReadParquet->Split(4)"),
+        (["python", "-m", "pytest"], "python"),
+        ([""], ""),
+    ],
+)
+def test_a_process_is_called_by_its_title_its_program_or_its_script(
+    arguments: list[str], name: str
+) -> None:
+    assert process_name(arguments) == name
+
+
+def test_memory_that_is_touched_is_counted() -> None:
+    before = pss_mb(os.getpid())
+    held = np.ones(50_000_000, np.uint8)
+    after = pss_mb(os.getpid())
+    assert before is not None
+    assert after is not None
+    assert after - before == pytest.approx(held.nbytes / 1e6, abs=5)
+
+
+def test_a_process_that_is_gone_has_no_memory() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert pss_mb(gone.pid) is None
+
+
+@given(slope=st.floats(-50, 50), start=st.floats(100, 1000))
+def test_growth_of_a_line_is_its_slope_whatever_a_quarter_of_the_points_do(
+    slope: float, start: float
+) -> None:
+    points = [
+        Point(step, 9000.0 if step % 4 == 0 else start + slope * step / 100, EVER)
+        for step in range(40)
+    ]
+    # Of 780 pairs, 30 * 29 / 2 = 435 lie on the line: more than half, so their median is its slope.
+    assert growth(points) == pytest.approx(slope, abs=1e-6)
+
+
+def test_growth_sees_a_leak_that_restarts_take_back() -> None:
+    # 20 MB per 100 steps, and 100 steps a life: over all of them the memory stays where it is.
+    points = [Point(step, 300 + 0.2 * (step % 100), (step // 100,)) for step in range(0, 400, 5)]
+    assert growth(points) == pytest.approx(20)
+    as_one = growth([point._replace(life=EVER) for point in points])
+    assert as_one is not None
+    assert as_one < 10
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [],
+        [Point(0, 1.0, EVER)],
+        [Point(7, 1.0, EVER), Point(7, 2.0, EVER)],
+        [Point(0, 1.0, (1,)), Point(9, 2.0, (2,))],
+    ],
+)
+def test_growth_is_not_told_from_less_than_two_steps_of_a_life(points: list[Point]) -> None:
+    assert growth(points) is None
+
+
+def test_the_first_third_of_every_life_does_not_count() -> None:
+    first = [Point(step, 1.0, (1,)) for step in range(0, 31, 10)]
+    second = [Point(step, 1.0, (2,)) for step in range(30, 91, 10)]
+    assert [point.step for point in settled(first + second)] == [10, 20, 30, 50, 60, 70, 80, 90]
+
+
+def test_a_trend_begins_when_warm_and_peaks_anywhere() -> None:
+    # 600 MB once while starting; from step 30 on 400 MB and 10 MB more every 100 steps.
+    points = [Point(step, 600 if step < 30 else 397 + step / 10, EVER) for step in range(91)]
+    seen = trend(points)
+    assert seen.peak == 600
+    assert seen.start == 397 + 3.2, "the median of steps 30 to 34"
+    assert seen.end == 397 + 8.8, "the median of steps 86 to 90"
+    assert seen.slope == pytest.approx(10)
+
+
+def test_a_sparkline_goes_from_nothing_to_its_largest() -> None:
+    assert sparkline([0, 1, 2, 4, 8], width=60) == " ▁▂▄█"
+    assert sparkline([5.0] * 100, width=10) == "█" * 10
+    assert sparkline([]) == ""
+
+
+def test_copies_are_shards_that_training_takes_each_object_once(tmp_path: Path) -> None:
+    shards, number = str(tmp_path / "copies"), SHARD_OBJECTS + 6
+    mb = write_copies(Path(shards), number)
+    names = list_shards(shards, TRAIN_COLUMNS)
+    checks = [
+        check_file(
+            shards, name, TRAIN_COLUMNS, num_points=NUM_POINTS, num_views=NUM_VIEWS, view_size=96
+        )
+        for name in names
+    ]
+    assert [check.num_objects for check in checks] == [SHARD_OBJECTS, 6]
+    assert not [row for check in checks for row in check.bad]
+    table = pa.concat_tables(pq.read_table(tmp_path / "copies" / name) for name in names)
+    assert table.schema.equals(SHARD_SCHEMA)
+    assert len(set(table["object_id"].to_pylist())) == number
+    assert len(class_names(None, shards)) == 16
+    # The points alone: 12 bytes each. What is told is what is stored and what must be moved.
+    stored = sum(path.stat().st_size for path in Path(shards).glob("*.parquet")) / 1e6
+    assert mb > number * NUM_POINTS * 12 / 1e6
+    assert stored == pytest.approx(mb, rel=0.1)
