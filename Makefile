@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup system adapt baseline table pretrain prepare test check style clean
+.PHONY: help setup system adapt baseline table pretrain prepare test test-cluster check style clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(VENV)/.ready  ## a virtual environment with everything (3 minutes, 6 GB)
 
@@ -51,6 +51,10 @@ system:
 # Two processes: the tests on Ray mostly wait for it. A file stays in one of them.
 test: setup system  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Each starts a cluster of its own: one after the other.
+test-cluster: setup  ## nodes that come and go, jobs that are submitted
+	$(BIN)/python -m pytest -m cluster
 
 style: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

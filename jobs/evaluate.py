@@ -10,25 +10,26 @@ Started again with the same config, it goes on where it was stopped.
 from __future__ import annotations
 
 import logging
-import sys
 
-from crossmost_ray.command_line import job_parser
-from crossmost_ray.config import ConfigError, EvaluateConfig, load_config
+from crossmost_ray.command_line import job_parser, run_job
+from crossmost_ray.config import EvaluateConfig, load_config
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = job_parser(__doc__, EvaluateConfig).parse_args()
-    try:
+
+    def measure() -> str:
         config = load_config(EvaluateConfig, args.config, args.overrides)
         # Imported once the config is known to be good: torch and Ray take seconds.
         from crossmost_ray.evaluation.measure import evaluate
         from crossmost_ray.evaluation.report import print_evaluation
 
         results, summary = evaluate(config)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    print_evaluation(summary, results)
+        print_evaluation(summary, results)
+        return f"the results are at {results}"
+
+    run_job(measure, hint="what was done is kept: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def stream_pairs(
         batch_format="pyarrow",
         batch_size=None,
         zero_copy_batch=True,
-        concurrency=STREAM_TASKS,
+        compute=ray.data.TaskPoolStrategy(size=STREAM_TASKS),
         num_cpus=STREAM_CPUS,
         fn_kwargs={
             "num_views": config.num_views,

@@ -190,7 +190,8 @@ def read_sample(shards: str, num_objects: int, size: int) -> Sample:
                 images.append(_decode_views(views, size))
             except (OSError, TypeError, ValueError) as broken:
                 raise ConfigError(
-                    f"{shards}/{name}, row {row} ({ids[row]}) can't be used: {broken}; prepare it anew"
+                    f"{shards}/{name}, row {row} ({ids[row]}) can't be used: {broken}; "
+                    "prepare it anew"
                 ) from None
         labels += table["label"].to_pylist()
         colored += table.num_rows - table["colors"].null_count

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -26,9 +28,17 @@ from crossmost_ray.storage import Store
 
 logger = logging.getLogger(__name__)
 
-MAX_RETRIES = 3
-"""How often a shard is tried again whose process died. Left to itself, Ray tries for ever, also
-what takes every process down."""
+LOSSES = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+)
+"""What Ray says of processes and nodes that are gone."""
+
+MAX_ROUNDS = 3
+"""How often in a row processes may be lost without a single shard done. Left to itself, Ray tries
+for ever, also what takes every process down."""
 
 
 def predict(
@@ -60,24 +70,62 @@ def predict(
     """
     units = list_units(plan)
     claim(results, fingerprint(plan, units), overwrite=overwrite)
+    left = _left(units, plan, results)
+    if 0 < len(left) < len(units):
+        logger.info("going on: %d of %d shards are there", len(units) - len(left), len(units))
+    if left:
+        connect()
+        check_resources(min(plan.config.num_actors, len(left)), use_gpu=use_gpu)
+    rounds = 0
+    while left:
+        try:
+            _run(left, plan, results, use_gpu=use_gpu, env=env or {})
+            break
+        except LOSSES as died:
+            before, left = left, _left(units, plan, results)
+            # Nodes come and go; only what takes down one process after the other is given up.
+            rounds = rounds + 1 if len(left) == len(before) else 0
+            said = str(died).partition("\n")[0]
+            if rounds == MAX_ROUNDS:
+                raise ConfigError(
+                    "a shard's process died again and again, most often for lack of memory "
+                    f"({said}); lower evaluation.batch_size or evaluation.num_actors, or look into "
+                    "Ray's log. What is done is kept: the same command goes on"
+                ) from None
+            logger.info("a process was lost (%s); going on with %d shards", said, len(left))
+            _release(died)
+    return units
+
+
+def _release(error: BaseException) -> None:
+    """Empties the frames of an error, which hold on to actors that are left, and so to their CPUs;
+    whoever logs errors may keep them for long."""
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain = chain.__cause__ or chain.__context__
+    gc.collect()
+
+
+def _left(units: Sequence[Unit], plan: Plan, results: Store) -> list[Unit]:
+    """Lists the units whose predictions are not there yet."""
     done = {
         variant: set(results.names(f"{PREDICTIONS_FOLDER}/{variant}"))
         for variant in (variant_name(*parts) for parts in plan.variants)
     }
-    todo = [unit for unit in units if unit.name not in done[unit.variant]]
-    if len(todo) < len(units):
-        logger.info("going on: %d of %d shards are there", len(units) - len(todo), len(units))
-    if todo:
-        _run(todo, plan, results, use_gpu=use_gpu, env=env or {})
-    return units
+    return [unit for unit in units if unit.name not in done[unit.variant]]
 
 
 def _run(
     todo: Sequence[Unit], plan: Plan, results: Store, *, use_gpu: bool, env: Mapping[str, str]
 ) -> None:
-    connect()
+    """Asks about the units.
+
+    Raises:
+        ConfigError: If a shard, a row or a model can't be read, or the results can't be written.
+        ray.exceptions.RayError: One of LOSSES, if an actor is lost for good: its node, say.
+    """
     num_actors = min(plan.config.num_actors, len(todo))
-    check_resources(num_actors, use_gpu=use_gpu)
     # One block for each unit: a task is a shard, and a lost task costs one shard.
     listed = ray.data.from_items([unit_row(unit) for unit in todo], override_num_blocks=len(todo))
     with warnings.catch_warnings():
@@ -88,30 +136,28 @@ def _run(
             fn_constructor_kwargs={"plan": plan, "results": results, "use_gpu": use_gpu},
             batch_format="pyarrow",
             batch_size=1,
-            # Two at a time, so that none waits for its next shard; but not four, the default, which
-            # would hand all shards of a small measurement to the actor that started first.
-            compute=ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                # One is enough to go on with, where nodes have gone.
+                min_size=1,
+                max_size=num_actors,
+                initial_size=num_actors,
+                # Two at a time, so that none waits for its next shard; but not four, the default,
+                # which would hand all shards of a small measurement to the first actor.
+                max_tasks_in_flight_per_actor=2,
+            ),
             num_cpus=1,
             num_gpus=1 if use_gpu else 0,
-            # Lost processes are replaced without end, as nodes come and go; tries are counted.
-            max_restarts=-1,
-            max_task_retries=MAX_RETRIES,
+            # A process that dies is replaced once on the spot; a node that goes is not waited for.
+            max_restarts=1,
+            max_task_retries=1,
             runtime_env={"env_vars": dict(env)},
         )
     told.context.enable_progress_bars = False
     progress = _Progress(len(todo))
-    try:
-        for row in told.iter_rows():
-            if row["refused"]:
-                raise ConfigError(row["refused"])
-            progress.show(row["objects"])
-    except ray.exceptions.RayActorError as died:
-        raise ConfigError(
-            f"a shard's process died {MAX_RETRIES + 1} times, most often for lack of memory "
-            f"({str(died).partition(chr(10))[0]}); lower evaluation.batch_size or "
-            "evaluation.num_actors, or look into Ray's log. What is done is kept: the same command "
-            "goes on"
-        ) from None
+    for row in told.iter_rows():
+        if row["refused"]:
+            raise ConfigError(row["refused"])
+        progress.show(row["objects"])
 
 
 def check_resources(num_actors: int, *, use_gpu: bool) -> None:

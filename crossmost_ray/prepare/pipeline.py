@@ -28,8 +28,8 @@ from crossmost_ray.prepare.shards import (
     encode_shard,
     row_bytes,
 )
-from crossmost_ray.storage import Store
 from crossmost_ray.schema import MANIFEST_NAME, UNFINISHED_NAME
+from crossmost_ray.storage import Store
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,7 @@
-"""What the driver shows of a run while it goes on, and the log of what befell its workers."""
+"""What the driver shows of a run while it goes on, and the ear for what befalls its workers."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import threading
 import time
@@ -16,9 +15,8 @@ from rich.console import Console
 
 from crossmost_ray.config import ClusterConfig
 from crossmost_ray.storage import Store
+from crossmost_ray.training.events import event_line, log_event, read_events
 from crossmost_ray.training.worker import PROGRESS_NAME
-
-EVENTS_NAME = "events.jsonl"
 
 PATIENCE_S = 60.0
 """Without a step for so long, the driver looks whether the cluster has become too small."""
@@ -40,13 +38,8 @@ class EventLog(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Adds a line: when, and each worker's last words."""
-        event = {
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "event": "workers lost",
-            "workers": {rank: last_words(error) for rank, error in worker_exceptions.items()},
-        }
-        before = self.run.read(EVENTS_NAME) or b""
-        self.run.write(EVENTS_NAME, before + json.dumps(event).encode() + b"\n")
+        words = {rank: last_words(error) for rank, error in worker_exceptions.items()}
+        log_event(self.run, "workers lost", workers=words)
 
 
 def last_words(error: Exception) -> str:
@@ -60,14 +53,14 @@ def shown(run: Store, num_epochs: int, cluster: ClusterConfig) -> Iterator[None]
     """Prints a line for every twentieth of a run's steps, and for everything that goes wrong."""
     stop = threading.Event()
     run.remove(PROGRESS_NAME)
-    known = len(_events(run))
+    known = len(read_events(run))
 
     def watch() -> None:
         mark: tuple[int, int] | None = None
         num_events = known
         moved = time.monotonic()
         while not stop.wait(0.5 if run.local is not None else 5.0):
-            events = _events(run)
+            events = read_events(run)
             for event in events[num_events:]:
                 say(event_line(event))
             num_events = len(events)
@@ -91,16 +84,6 @@ def shown(run: Store, num_epochs: int, cluster: ClusterConfig) -> Iterator[None]
     finally:
         stop.set()
         watcher.join()
-
-
-def _events(run: Store) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.read(EVENTS_NAME) or b"").splitlines()]
-
-
-def event_line(event: dict[str, Any]) -> str:
-    """Says in one line what befell the workers."""
-    words = "; ".join(f"worker {rank}: {said}" for rank, said in sorted(event["workers"].items()))
-    return f"{event['time']}  workers lost, going on from the last checkpoint ({words})"
 
 
 def lack_of(cluster: ClusterConfig) -> str | None:

@@ -25,6 +25,7 @@ from crossmost_ray.optim import build_optimizer, learning_rate, set_learning_rat
 from crossmost_ray.storage import Store
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import STATE_NAME, checkpoint_name, load_state, save_state
+from crossmost_ray.training.events import log_event
 from crossmost_ray.training.step import NonFiniteLossError, train_step
 from crossmost_ray.training.task import Task
 
@@ -110,6 +111,10 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     optimizer = build_optimizer(task.parameter_groups(), optim)
     position = _restore(plan, task, optimizer, device)
 
+    if rank == 0:
+        step = position.epoch * plan.steps_per_epoch + position.done
+        log_event(plan.run, "started", num_workers=num_workers, step=step)
+
     shard = ray.train.get_dataset_shard("train")
     generator = torch.Generator(device=device)
     precision = resolve_precision(config.cluster, device)
@@ -159,7 +164,10 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
             progress.show(step + 1, epoch, scalars)
             every = config.cluster.checkpoint_steps
             due = every is not None and position.done % every == 0
-            if (notice.given(step) or due) and position.done < plan.steps_per_epoch:
+            nodes = notice.given(step)
+            if nodes and rank == 0:
+                log_event(plan.run, "preemption", nodes=nodes, step=step + 1)
+            if (nodes or due) and position.done < plan.steps_per_epoch:
                 position.seconds += time.monotonic() - start
                 start = time.monotonic()
                 row = {"epoch": epoch, "step": step + 1, **position.means()}
@@ -252,10 +260,10 @@ class _Notice:
         self.last_step, self.last_time = 0, time.monotonic()
         self.saved_for: list[str] = []
 
-    def given(self, step: int) -> bool:
-        """Whether a checkpoint is to be written now, on all workers alike."""
+    def given(self, step: int) -> int:
+        """Counts the nodes about to go, where that is news; the same on all workers."""
         if step < self.next_look:
-            return False
+            return 0
         info = ray.train.get_preemption_info()
         now = time.monotonic()
         per_step = (now - self.last_time) / max(step - self.last_step, 1)
@@ -264,9 +272,9 @@ class _Notice:
         self.next_look = ray.train.collective.broadcast_from_rank_zero(step + ahead)
         nodes = [] if info is None else info.preempted_node_ids
         if nodes == self.saved_for:
-            return False
+            return 0
         self.saved_for = nodes
-        return True
+        return len(nodes)
 
 
 class _Progress:

@@ -98,6 +98,11 @@ def test_steps_are_those_that_the_poorest_worker_can_take() -> None:
     # 11 objects of 12 views are 132 pairs: 66 for each of two workers, 8 steps of 8.
     assert steps_per_epoch(check, config(16), 2, 2) == 8
     assert steps_per_epoch(check, config(132), 1, 1) == 1
+    # An elastic run takes the same steps with one worker and with three, which leave one pair out.
+    assert steps_per_epoch(check, config(16), 1, 2) == 8
+    assert steps_per_epoch(check, config(22), 1, 3) == 6
+    with pytest.raises(ConfigError, match=r"would be 6 with 3 workers.*take at least 12"):
+        steps_per_epoch(check, config(8), 1, 3)
     with pytest.raises(ConfigError, match="132 pairs"):
         steps_per_epoch(check, config(133), 1, 1)
 

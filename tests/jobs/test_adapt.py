@@ -30,9 +30,9 @@ from crossmost_ray.models.pretrained import load_model, save_model
 from crossmost_ray.storage import Store
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import last_checkpoint, list_checkpoints, load_state
+from crossmost_ray.training.events import read_events
 from crossmost_ray.training.export import export_adapted
 from crossmost_ray.training.trainer import check_cluster, train
-from crossmost_ray.training.watch import EVENTS_NAME
 from crossmost_ray.training.worker import PROGRESS_NAME
 from tests.conftest import ObjectStore
 from tests.jobs.runs import (
@@ -229,7 +229,7 @@ def test_neither_a_killed_worker_nor_a_store_that_refuses_a_write_change_a_bit(
     assert object_store.to_refuse == []
     assert_same(whole.weights(), weights(run))
     assert len(list_checkpoints(run)) <= 2
-    assert b"workers lost" in (run.read(EVENTS_NAME) or b"")
+    assert [event["event"] for event in read_events(run)] == ["started", "workers lost", "started"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert f"{run}/{list_checkpoints(run)[-1]}" in str(stopped.value)
     assert all(torch.isfinite(value).all() for value in weights(run).values())
     # To try again would meet the same.
-    assert run.read(EVENTS_NAME) is None
+    assert [event["event"] for event in read_events(run)] == ["started"]
 
 
 def test_pretraining_writes_a_model_that_adaptation_takes(ray_cluster: None, inputs: Path) -> None:

@@ -162,9 +162,9 @@ def test_a_shard_that_kills_every_process_ends_the_job_with_a_sentence(
     ray_cluster: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "ShardPredictor", Doomed)
-    monkeypatch.setattr(cluster, "MAX_RETRIES", 1)
+    monkeypatch.setattr(cluster, "MAX_ROUNDS", 1)
     shards = write_shards(tmp_path / "shards", num_objects=2)
-    with pytest.raises(ConfigError, match=r"a shard's process died 2 times, .*the same command"):
+    with pytest.raises(ConfigError, match=r"a shard's process died again .*the same command"):
         evaluate(config(inputs, tmp_path, splits={"all": str(shards)}))
     assert len(list((tmp_path / "both/predictions/all").glob("*.parquet"))) <= 1
 

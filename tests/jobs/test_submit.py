@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,26 +38,21 @@ def free_port() -> int:
 def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a second terminal, beside a head that was started in a first."""
     home = tmp_path_factory.mktemp("home")
-    token = home / "token"
-    made = subprocess.run(
-        [RAY, "get-auth-token", "--generate"],
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    if not token.is_file():
-        token.write_text(made.stdout.strip().splitlines()[-1])
-    token.chmod(0o600)
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
-    } | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    } | {"HOME": str(home), "RAY_AUTH_MODE": "token"}
+    subprocess.run(
+        [RAY, "get-auth-token", "--generate"], env=environment, capture_output=True, check=True
+    )
+    (home / ".ray/auth_token").chmod(0o600)
     port, dashboard = free_port(), free_port()
+    # Names of sockets may not be long.
+    short = tempfile.mkdtemp(prefix="ray-")
     head = subprocess.Popen(
         [
             *(RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"),
             *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
-            *(f"--dashboard-port={dashboard}", f"--temp-dir={home / 'ray'}"),
+            *(f"--dashboard-port={dashboard}", f"--temp-dir={short}"),
             "--object-store-memory=200000000",
         ],
         env=environment,
@@ -70,10 +68,11 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         time.sleep(1)
     yield terminal
     os.killpg(head.pid, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         head.wait(20)
-    except subprocess.TimeoutExpired:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(head.pid, signal.SIGKILL)
+    shutil.rmtree(short, ignore_errors=True)
 
 
 def submit(terminal: dict[str, str], *command: str, name: str, wait: bool = True) -> str:
@@ -100,9 +99,9 @@ def test_a_job_is_submitted_stopped_and_continued(terminal: dict[str, str], tmp_
     config.write_text(yaml.safe_dump(values(tmp_path, **sections)))
 
     # Without the token there is no way in.
-    stranger = {name: value for name, value in terminal.items() if "TOKEN" not in name}
-    stranger["HOME"] = str(tmp_path)
-    assert submit(stranger, "-c", "1", name="stranger").endswith("exit 1")
+    assert submit({**terminal, "HOME": str(tmp_path)}, "-c", "1", name="stranger").endswith(
+        "exit 1"
+    )
 
     wrong = submit(terminal, "jobs/adapt.py", str(config), "sed=1", name="wrong")
     assert "sed: no such key; did you mean seed?" in wrong
