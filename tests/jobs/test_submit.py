@@ -40,7 +40,12 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     home = tmp_path_factory.mktemp("home")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
-    } | {"HOME": str(home), "RAY_AUTH_MODE": "token"}
+    } | {
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        # As in an activated environment, whose `python` the job then finds.
+        "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
+    }
     subprocess.run(
         [RAY, "get-auth-token", "--generate"], env=environment, capture_output=True, check=True
     )
@@ -92,10 +97,17 @@ def submit(terminal: dict[str, str], *command: str, name: str, wait: bool = True
     return f"{done.stdout}\n{done.stderr}\nexit {done.returncode}"
 
 
+def ask(terminal: dict[str, str], *words: str) -> str:
+    done = subprocess.run(
+        [RAY, "job", *words], env=terminal, capture_output=True, text=True, check=False
+    )
+    return f"{done.stdout}\n{done.stderr}"
+
+
 def test_a_job_is_submitted_stopped_and_continued(terminal: dict[str, str], tmp_path: Path) -> None:
     write_inputs(tmp_path)
     config = tmp_path / "config.yaml"
-    sections = {"optim": {"epochs": 8}, "cluster": {"cpus_per_worker": 1}}
+    sections = {"optim": {"epochs": 12}, "cluster": {"cpus_per_worker": 1}}
     config.write_text(yaml.safe_dump(values(tmp_path, **sections)))
 
     # Without the token there is no way in.
@@ -111,15 +123,15 @@ def test_a_job_is_submitted_stopped_and_continued(terminal: dict[str, str], tmp_
     history = tmp_path / "runs/run/metrics.jsonl"
     deadline = time.monotonic() + 300
     while not history.is_file():
-        assert time.monotonic() < deadline, submit(terminal, "-c", "1", name="late")
-        time.sleep(0.1)
-    subprocess.run([RAY, "job", "stop", "first"], env=terminal, check=True, capture_output=True)
+        assert time.monotonic() < deadline, ask(terminal, "logs", "first")
+        assert "FAILED" not in ask(terminal, "status", "first"), ask(terminal, "logs", "first")
+    ask(terminal, "stop", "first")
     before = history.read_text()
-    assert len(before.splitlines()) < 8, "it was over before it could be stopped"
+    assert len(before.splitlines()) < 12, "it was over before it could be stopped"
 
     again = submit(terminal, "jobs/adapt.py", str(config), "--resume", name="second")
     assert again.endswith("exit 0"), again
     assert re.search(r"done: .*runs/run", again), again
     rows = [json.loads(line) for line in history.read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == list(range(8))
+    assert [row["epoch"] for row in rows] == list(range(12))
     assert history.read_text().startswith(before)
