@@ -389,7 +389,7 @@ def test_shards_that_cannot_be_used_are_refused_first(tmp_path: Path) -> None:
     file = tmp_path / "part-00000.parquet"
     pq.write_table(SHARD_SCHEMA.empty_table(), file)
     with pytest.raises(ConfigError, match="hold no object"):
-        read_sample([file], 6, 48)
+        read_sample(str(tmp_path), 6, 48)
     pq.write_table(SHARD_SCHEMA.empty_table().drop_columns(["views"]), file)
     with pytest.raises(ConfigError, match="lacks the column views"):
         run(tmp_path, tmp_path / "no-model")

@@ -169,6 +169,7 @@ def test_a_shard_that_kills_every_process_ends_the_job_with_a_sentence(
     assert len(list((tmp_path / "both/predictions/all").glob("*.parquet"))) <= 1
 
 
+@pytest.mark.cluster
 def test_a_killed_driver_is_gone_on_with(whole: Path, inputs: Path, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(values(inputs, tmp_path)))
