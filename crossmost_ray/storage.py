@@ -14,7 +14,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from crossmost_ray.config import ConfigError, resolve_path
+from crossmost_ray.config import ASSETS, ConfigError, resolve_path
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Here a file appears once its upload is complete; elsewhere it is written aside and moved."""
@@ -46,6 +46,12 @@ class Store:
 
     key: str = "output"
     """The key of the config that names it, for the errors."""
+
+    def __post_init__(self) -> None:
+        # Other processes have other working directories. What comes with the package lies where
+        # the package lies, which each node knows for itself.
+        if not is_remote(self.address) and not self.address.startswith(ASSETS):
+            object.__setattr__(self, "address", str(resolve_path(self.address)))
 
     def __str__(self) -> str:
         """Shows where it is, but not what the address tells the file system: keys, say."""

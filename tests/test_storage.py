@@ -42,3 +42,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_an_address_that_nothing_opens_is_named() -> None:
     with pytest.raises(ConfigError, match=r"nosuch://x can't be opened"):
         Store("nosuch://x").write("a", b"")
+
+
+def test_a_folder_stays_the_same_wherever_a_process_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store, assets = Store("runs"), Store("assets:furniture")
+    monkeypatch.chdir("/")
+    store.child("one").write("a", b"1")
+    assert (tmp_path / "runs/one/a").read_bytes() == b"1"
+    # What comes with the package is found by each node for itself.
+    assert assets.address == "assets:furniture"
+    assert assets.is_folder()

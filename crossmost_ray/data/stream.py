@@ -54,7 +54,7 @@ def check_shards(
     files = list_shards(shards, columns)
     look = functools.partial(
         check_file,
-        shards,
+        shard_store(shards).address,
         columns=tuple(columns),
         num_points=config.num_points,
         num_views=config.num_views,

@@ -119,13 +119,15 @@ def audit(config: AuditConfig) -> Audit:
     Raises:
         ConfigError: If the model or the shards can't be read or used.
     """
-    list_shards(config.shards, COLUMNS)  # what can't be read at all is refused first
+    files = list_shards(config.shards, COLUMNS)
     classes = class_names(config.classes, config.shards)
     folder = load_model(config.model)
     classifier = folder.classifier(classes, config.templates).eval()
     classifier.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     spec = folder.model.spec
-    sample = read_sample(config.shards, config.objects, view_size(classifier.image.image_size))
+    sample = read_sample(
+        config.shards, files, config.objects, view_size(classifier.image.image_size)
+    )
     matrices = {up: turn_up(up, spec.up_axis) for up in sorted_ups(spec.up_axis)}
     plain = {up: ask_points(classifier, sample.points, turn) for up, turn in matrices.items()}
     mirror = mirror_of(spec.up_axis)
@@ -154,18 +156,18 @@ def audit(config: AuditConfig) -> Audit:
 # Objects -----------------------------------------------------------------------------------------
 
 
-def read_sample(shards: str, num_objects: int, size: int) -> Sample:
+def read_sample(shards: str, files: Sequence[str], num_objects: int, size: int) -> Sample:
     """Reads objects spread evenly over the shards: of each, those of the lowest hashes.
 
     Args:
-        shards: Folder of Parquet files; one at a time is in memory.
+        shards: Folder of Parquet files.
+        files: Names of those to read; one at a time is in memory.
         num_objects: Most objects to read.
         size: S, side that views are decoded to.
 
     Raises:
         ConfigError: If they hold no object, or a row can't be used.
     """
-    files = list_shards(shards, COLUMNS)
     ends = np.cumsum([open_shard(shards, name).metadata.num_rows for name in files])
     total = int(ends[-1])
     if total == 0:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crossmost_ray.config import ASSETS, ConfigError, EvaluationConfig, resolve_path
+from crossmost_ray.config import ConfigError, EvaluationConfig
 from crossmost_ray.data.shards import list_shards, shard_store
 from crossmost_ray.evaluation.corruptions import SEVERITIES
 from crossmost_ray.models.pretrained import CONFIG_NAME, WEIGHTS_NAME
-from crossmost_ray.storage import Store, is_remote
+from crossmost_ray.storage import Store
 
 EVALUATION_COLUMNS = ("object_id", "label", "points", "views")
 
@@ -139,18 +139,13 @@ def make_plan(
                 "hyphens, for a folder of predictions takes its name"
             )
     return Plan(
-        models={name: _anywhere(path) for name, path in models.items()},
+        models={name: Store(path).address for name, path in models.items()},
         splits={
-            name: dataclasses.replace(split, shards=_anywhere(split.shards))
+            name: dataclasses.replace(split, shards=shard_store(split.shards).address)
             for name, split in splits.items()
         },
         config=config,
     )
-
-
-def _anywhere(path: str) -> str:
-    # The package's own files lie where the package lies, which each node knows for itself.
-    return path if is_remote(path) or path.startswith(ASSETS) else str(resolve_path(path))
 
 
 def list_units(plan: Plan) -> list[Unit]:

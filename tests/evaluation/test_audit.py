@@ -352,11 +352,11 @@ def test_image_conventions_do_what_they_say_and_undo_themselves() -> None:
 
 def test_objects_come_evenly_from_the_shards_by_the_lowest_hashes(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", num_objects=20, num_files=3)
-    files = sorted(shards.glob("*.parquet"))
-    sample = read_sample(str(shards), 9, 48)
+    files = sorted(file.name for file in shards.glob("*.parquet"))
+    sample = read_sample(str(shards), files, 9, 48)
     expected = []
     for file in files:
-        table = pq.read_table(file)  # of 7, 7 and 6 objects: 3 each
+        table = pq.read_table(shards / file)  # of 7, 7 and 6 objects: 3 each
         rows = sorted(
             range(table.num_rows), key=lambda row: hash_id(table["object_id"][row].as_py())
         )
@@ -364,7 +364,7 @@ def test_objects_come_evenly_from_the_shards_by_the_lowest_hashes(tmp_path: Path
     assert np.array_equal(sample.points.numpy(), np.stack(expected))
     assert sample.images.shape == (9, 4, 3, 48, 48)
     assert sample.colored == 9
-    assert len(read_sample(str(shards), 999, 48).points) == 20, "at most all of them"
+    assert len(read_sample(str(shards), files, 999, 48).points) == 20, "at most all of them"
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_objects_come_evenly_from_the_shards_by_the_lowest_hashes(tmp_path: Path
 def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, fault: str, problem: str) -> None:
     shards = write_shards(tmp_path / "shards", num_objects=6, num_files=2, corrupt={4: fault})
     with pytest.raises(ConfigError) as error:
-        read_sample(str(shards), 6, 48)
+        read_sample(str(shards), sorted(file.name for file in shards.glob("*.parquet")), 6, 48)
     assert f"part-00001.parquet, row 1 (synthetic/0-4) can't be used: {problem}" in str(error.value)
 
 
@@ -389,7 +389,7 @@ def test_shards_that_cannot_be_used_are_refused_first(tmp_path: Path) -> None:
     file = tmp_path / "part-00000.parquet"
     pq.write_table(SHARD_SCHEMA.empty_table(), file)
     with pytest.raises(ConfigError, match="hold no object"):
-        read_sample(str(tmp_path), 6, 48)
+        read_sample(str(tmp_path), [file.name], 6, 48)
     pq.write_table(SHARD_SCHEMA.empty_table().drop_columns(["views"]), file)
     with pytest.raises(ConfigError, match="lacks the column views"):
         run(tmp_path, tmp_path / "no-model")

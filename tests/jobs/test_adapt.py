@@ -46,11 +46,6 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> Path:
-    return write_inputs(tmp_path)
-
-
 @dataclass(frozen=True)
 class Finished:
     """A finished run, what it was made from, and its metrics."""

@@ -26,18 +26,12 @@ from tests.jobs.runs import (
     assert_same,
     values,
     weights,
-    write_inputs,
 )
 from tests.synthetic import CLASSES, Fault, write_shards
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture
-def inputs(tmp_path: Path) -> Path:
-    return write_inputs(tmp_path)
 
 
 FAULTS: dict[int, Fault] = {1: "nan", 6: "few_points", 11: "bad_view"}
