@@ -29,6 +29,7 @@ from measure import append_result
 from memory import Sampler
 
 from crossmost_ray.config import DataConfig
+from crossmost_ray.data.shards import list_shards
 from crossmost_ray.data.stream import TRAIN_COLUMNS, check_shards, raw_batches, stream_pairs
 
 VIEW_SIZE = 96
@@ -75,7 +76,8 @@ def make_shards(folder: Path, num_objects: int) -> Shards:
     """Writes shards, checks them and plans their streaming."""
     mb = write_copies(folder, num_objects)
     config = data_config(folder)
-    check = check_shards(str(folder), config, view_size=VIEW_SIZE)
+    files = list_shards(str(folder), TRAIN_COLUMNS)
+    check = check_shards(str(folder), files, config, view_size=VIEW_SIZE)
     pairs = stream_pairs(
         str(folder), config, columns=TRAIN_COLUMNS, check=check, teacher_views=config.teacher_views
     )

@@ -37,6 +37,8 @@ class ShardCheck:
     num_objects: int
     """Rows, bad ones included."""
     bad: tuple[BadRow, ...]
+    files: tuple[str, ...]
+    """Names of the files, in the order in which they are read."""
 
     @property
     def num_good(self) -> int:
@@ -180,7 +182,7 @@ def check_file(
             problem = None if captions and all(captions) else "no caption, or an empty one"
         if problem is not None:
             bad.append(BadRow(name, row, str(ids[row]), problem))
-    return ShardCheck(num_objects=table.num_rows, bad=tuple(bad))
+    return ShardCheck(num_objects=table.num_rows, bad=tuple(bad), files=(name,))
 
 
 def _problem_of_points(points: np.ndarray[Any, np.dtype[np.float32]], least: int) -> str | None:

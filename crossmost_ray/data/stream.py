@@ -14,7 +14,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 
 from crossmost_ray.config import ConfigError, DataConfig
 from crossmost_ray.data.decode import decode_points, decode_view, hash_id, ring_views
-from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, list_shards, shard_store
+from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, shard_store
 from crossmost_ray.schema import RawBatch
 
 TRAIN_COLUMNS = ("object_id", "points", "views")
@@ -40,18 +40,29 @@ def _check_task(look: Callable[[str], ShardCheck], name: str) -> ShardCheck:
 
 
 def check_shards(
-    shards: str, config: DataConfig, *, view_size: int, columns: Sequence[str] = TRAIN_COLUMNS
+    shards: str,
+    files: Sequence[str],
+    config: DataConfig,
+    *,
+    view_size: int,
+    columns: Sequence[str] = TRAIN_COLUMNS,
 ) -> ShardCheck:
     """Reads every shard once, each in a task of its own.
+
+    Args:
+        shards: Folder of Parquet files.
+        files: What `list_shards` found in it.
+        config: What a row must have.
+        view_size: Side that views are decoded to.
+        columns: What is read.
 
     Returns:
         The number of objects, and the rows that can't be used, in the order of the shards.
 
     Raises:
-        ConfigError: If the folder can't be read, if no row can be used, or if a row can't and
+        ConfigError: If a file can't be read, if no row can be used, or if a row can't and
             `data.bad_rows` is "refuse".
     """
-    files = list_shards(shards, columns)
     look = functools.partial(
         check_file,
         shard_store(shards).address,
@@ -64,6 +75,7 @@ def check_shards(
     whole = ShardCheck(
         num_objects=sum(part.num_objects for part in checks),
         bad=tuple(row for part in checks for row in part.bad),
+        files=tuple(files),
     )
     if whole.bad and config.bad_rows == "refuse":
         raise ConfigError(
@@ -113,8 +125,8 @@ def pair_rows(
     return pairs.append_column("views", pa.ListArray.from_arrays(pa.array(starts), views))
 
 
-def read_rows(shards: str, columns: Sequence[str]) -> ray.data.Dataset:
-    """Reads the columns of the shards lazily, in the order of the files."""
+def read_rows(shards: str, files: Sequence[str], columns: Sequence[str]) -> ray.data.Dataset:
+    """Reads the columns of the files lazily, in their order."""
     context = ray.data.DataContext.get_current()
     # The newer reader starts a crowd of actors for each pass over the data, which costs a small
     # machine half a minute every epoch, and it packs small shards into one block.
@@ -122,7 +134,7 @@ def read_rows(shards: str, columns: Sequence[str]) -> ray.data.Dataset:
     context.enable_progress_bars = False
     # One seed, one result: blocks must not arrive in the order they happen to finish.
     context.execution_options.preserve_order = True
-    files, store = list_shards(shards, columns), shard_store(shards)
+    store = shard_store(shards)
     return ray.data.read_parquet(
         [store.path(name) for name in files],
         filesystem=store.system,
@@ -149,13 +161,10 @@ def stream_pairs(
         shards: Folder of Parquet files.
         config: Which views.
         columns: What to read; nothing else leaves the disk.
-        check: What `check_shards` found, for the rows to leave out.
+        check: What `check_shards` found: the files, and the rows to leave out.
         teacher_views: T, views that come with each row.
-
-    Raises:
-        ConfigError: If the folder can't be read.
     """
-    return read_rows(shards, columns).map_batches(
+    return read_rows(shards, check.files, columns).map_batches(
         pair_rows,  # type: ignore[arg-type]
         batch_format="pyarrow",
         batch_size=None,
@@ -280,7 +289,7 @@ def _fair_size(fewest: int, most: int, size: int) -> int:
     return size
 
 
-def count_text(check: ShardCheck, files: Sequence[str]) -> str:
+def count_text(check: ShardCheck) -> str:
     """Says in one line what was found."""
     left_out = f", {len(check.bad)} left out" if check.bad else ""
-    return f"{check.num_good} objects in {len(files)} shards{left_out}"
+    return f"{check.num_good} objects in {len(check.files)} shards{left_out}"

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from crossmost_ray.config import ConfigError
-from crossmost_ray.models.image_tower import ImageTower
 
 TIMM = "timm:"
 
@@ -133,14 +132,3 @@ def build_clip(name: str) -> torch.nn.Module:
     # Not `open_clip.create_model`: it may look for weights, and warns of finding none.
     model: torch.nn.Module = open_clip.model.CLIP(**clip_config(name))
     return model
-
-
-def clip_image_size(name: str) -> int:
-    """Gives the side of the images that the model called `name` takes, without its weights.
-
-    Raises:
-        ConfigError: As `build_clip` and `ImageTower` do: a tower that can't be used is refused
-            here, before a cluster is asked for.
-    """
-    with torch.device("meta"):
-        return ImageTower(build_clip(name).visual, name).image_size

@@ -73,7 +73,9 @@ def inspect_model(config: AdaptConfig | PretrainConfig) -> ModelFacts:
             don't go together, or if a name is unknown.
     """
     if isinstance(config, PretrainConfig):
-        model = _fresh_model(config.model)
+        # Nothing of it is kept: weights from nothing need no memory.
+        with torch.device("cpu" if config.model.start else "meta"):
+            model = _fresh_model(config.model)
         trained = [name for name in ("image", "text", "point") if name not in config.freeze]
         # The model once, and of what is trained AdamW's two averages.
         checkpoint = _size_of(model) + 2 * sum(_size_of(getattr(model, name)) for name in trained)

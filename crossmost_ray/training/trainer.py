@@ -212,7 +212,7 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Stor
     connect()
     cluster = config.cluster
     check_cluster(cluster)
-    check = check_shards(config.data.shards, config.data, view_size=size, columns=columns)
+    check = check_shards(config.data.shards, files, config.data, view_size=size, columns=columns)
     for note in facts.notes:
         say(note)
     for row in check.bad:
@@ -223,7 +223,7 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Stor
     resume_from = tidy_run(run) if resume else None
     workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     say(
-        f"{config.name}: {count_text(check, files)}, {config.optim.epochs} epochs of "
+        f"{config.name}: {count_text(check)}, {config.optim.epochs} epochs of "
         f"{steps} steps on {workers} worker(s); {run}"
     )
     say(check_space(config, run, facts))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crossmost_ray.config import ConfigError, DataConfig
 from crossmost_ray.data.decode import ring_views
-from crossmost_ray.data.shards import BadRow, ShardCheck
+from crossmost_ray.data.shards import BadRow, ShardCheck, list_shards
 from crossmost_ray.data.stream import RawCollate, pair_rows, read_rows, steps_per_epoch
 from crossmost_ray.schema import SHARD_SCHEMA
 from tests.synthetic import write_shards
@@ -94,7 +94,7 @@ def config(batch_size: int, num_views: int = 12) -> DataConfig:
 
 def test_steps_are_those_that_the_poorest_worker_can_take() -> None:
     row = BadRow("part-00000.parquet", 0, "o", "is broken")
-    check = ShardCheck(num_objects=12, bad=(row,))
+    check = ShardCheck(num_objects=12, bad=(row,), files=("part-00000.parquet",))
     # 11 objects of 12 views are 132 pairs: 66 for each of two workers, 8 steps of 8.
     assert steps_per_epoch(check, config(16), 2, 2) == 8
     assert steps_per_epoch(check, config(132), 1, 1) == 1
@@ -113,7 +113,7 @@ def test_how_rows_are_cut_follows_from_the_shards_not_from_the_cluster(
 ) -> None:
     # Blocks are what workers share. Eleven rows in three files; Ray alone would cut them in eight.
     shards = write_shards(tmp_path / "shards", num_objects=11, num_files=3)
-    rows = read_rows(str(shards), ("object_id",)).materialize()
+    rows = read_rows(str(shards), list_shards(str(shards), ()), ("object_id",)).materialize()
     parts = [
         meta.num_rows for bundle in rows.iter_internal_ref_bundles() for meta in bundle.metadata
     ]

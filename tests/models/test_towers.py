@@ -24,12 +24,18 @@ from crossmost_ray.models.classifier import (
     build_classifier,
     clamp_logit_scale,
 )
-from crossmost_ray.models.clip import build_clip, clip_config, clip_image_size
+from crossmost_ray.models.clip import build_clip, clip_config
 from crossmost_ray.models.image_tower import ImageTower
 from crossmost_ray.models.text_tower import TextTower, build_tokenizer
 
 CLASSES = ["chair", "night_stand", "sofa"]
 TEMPLATES = ["a 3D model of a {}.", "a {} on the floor."]
+
+
+def clip_image_size(name: str) -> int:
+    """Side of the images that the model takes, without its weights."""
+    with torch.device("meta"):
+        return ImageTower(build_clip(name).visual, name).image_size
 
 
 def images(batch: int = 2) -> Tensor:
