@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup system adapt baseline table pretrain prepare test test-cluster check style clean
+.PHONY: help setup system browser adapt sweep dashboard table pretrain prepare test test-cluster check style clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,6 +27,15 @@ adapt: setup  ## the main job on the embedded data and weights
 	else \
 		$(BIN)/python jobs/adapt.py configs/adapt/furniture.yaml; \
 	fi
+	$(BIN)/python jobs/dashboard.py runs/furniture --report runs/furniture/report.html
+
+sweep: setup  ## the smallest sweep: three thresholds, chosen among without a label
+	@if [ -f runs/sweep-smallest/sweep.yaml ]; then resume=--resume; fi; \
+	$(BIN)/python jobs/sweep.py configs/sweep/smallest.yaml $$resume
+
+dashboard: setup  ## a page over everything in runs/, on this machine only
+	@mkdir -p runs
+	$(BIN)/python jobs/dashboard.py runs
 
 table: setup  ## the whole result table of README: both directions, three seeds, two modes
 	$(BIN)/python jobs/reproduce.py configs/adapt/furniture.yaml
@@ -39,18 +48,22 @@ prepare: setup system  ## the embedded shards anew, from Debian's sweethome3d pa
 
 # Rendering goes through EGL to Mesa, in software, without a display.
 GL_PACKAGES := libegl1 libgl1-mesa-dri
+# The tests look at the dashboard in a real browser.
+BROWSER_PACKAGES := chromium chromium-driver fonts-dejavu-core
 
-system:
-	@dpkg -s $(GL_PACKAGES) >/dev/null 2>&1 || { \
-		echo "installing Debian's $(GL_PACKAGES), which draw views without a display"; \
+system: PACKAGES := $(GL_PACKAGES)
+browser: PACKAGES := $(BROWSER_PACKAGES)
+system browser:
+	@dpkg -s $(PACKAGES) >/dev/null 2>&1 || { \
+		echo "installing Debian's $(PACKAGES)"; \
 		if [ "$$(id -u)" = 0 ]; then run=; else run=sudo; fi; \
 		$$run apt-get update -qq && $$run apt-get install -qq -y --no-install-recommends \
-			$(GL_PACKAGES) >/dev/null; } || \
-		{ echo "could not install them; run: apt-get install $(GL_PACKAGES)"; exit 1; }
+			$(PACKAGES) >/dev/null; } || \
+		{ echo "could not install them; run: apt-get install $(PACKAGES)"; exit 1; }
 
 # Two processes: the tests on Ray mostly wait for it. A file stays in one of them.
-test: setup system  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: setup system browser  ## all tests
+	CROSSMOST_NEEDS_BROWSER=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Each starts a cluster of its own: one after the other.
 test-cluster: setup  ## nodes that come and go, jobs that are submitted

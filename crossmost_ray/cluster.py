@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 
 import ray
+from ray._private.utils import read_ray_address
+
+logger = logging.getLogger(__name__)
+
+KNOCK_S = 3.0
 
 # Set before Ray starts; a user's own setting wins.
 ENVIRONMENT = {
@@ -29,6 +35,26 @@ def connect() -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
+        if (gone := _gone_cluster()) is not None:
+            logger.warning("no cluster answers at %s any more: starting one of our own", gone)
         # RAY_AUTH_MODE stays as it is: left alone, Ray makes a token for a cluster of its own; told
         # "token", it expects to find one, and its server dies on a fresh machine.
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address=None if gone is None else "local",
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+def _gone_cluster() -> str | None:
+    """Finds the address of a cluster on this machine that was killed: Ray keeps it in a file, and
+    would knock there for ten minutes."""
+    address: str | None = read_ray_address(None)
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+    except (OSError, ValueError):
+        return address
+    return None

@@ -29,6 +29,7 @@ Tower = Literal["image", "point"]
 PseudoLabelRule = Literal[
     "confidence", "coin", "agreement", "separate", "image_to_points", "points_to_image"
 ]
+Tracker = Literal["mlflow", "wandb"]
 TOWERS: tuple[Tower, ...] = ("image", "point")
 
 ASSETS = "assets:"
@@ -365,9 +366,10 @@ class CompatConfig:
     """Whether the image tower's answer is the mean over an object's views, or one view's that the
     lot picks. `evaluation.num_views: 1` fixes one."""
 
-    select_on: Literal["last", "oracle_test_points"] = "last"
-    """Which checkpoint is kept: the last, or the one whose student names most test objects rightly
-    by their points. The latter reads the test split's labels: its accuracy says little."""
+    select_on: Literal["score", "last", "oracle_test_points"] = "score"
+    """Which checkpoint becomes the result: the best by the label-free score, the last, or the one
+    whose student names most test objects rightly by their points. The latter reads the test split's
+    labels: its accuracy says little."""
 
 
 REFERENCE_COMPAT: dict[str, Any] = {
@@ -418,6 +420,30 @@ class EmaConfig:
     def __post_init__(self) -> None:
         if self.start > self.end:
             raise ValueError(f"start {self.start} is above end {self.end}")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GuardConfig:
+    """What a run does about its own health; it watches and reports it in any case."""
+
+    collapse: Literal["report", "stop", "rollback"] = "report"
+    """Where the labels run into few classes: stop, or go back to the last healthy teacher, from
+    which the student starts again at half the learning rate."""
+
+    starvation: Literal["report", "lower"] = "report"
+    """Where a class has had no confident label for long: lower its threshold."""
+
+    starved_epochs: Count = 3
+    """Epochs without a confident label after which a class counts as starved."""
+
+    lower_by: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    """Factor on the threshold of a starved class, each epoch until it has a confident label."""
+
+    lowest: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of its threshold below which that of a starved class is never brought."""
+
+    patience: Count | None = None
+    """Epochs without a better label-free score after which the run stops; None: it does not."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -561,6 +587,10 @@ class AdaptConfig:
 
     keep_checkpoints: Count = 2
     """Checkpoints that are kept: those of the best label-free score, and always the last."""
+
+    trackers: list[Tracker] = dataclasses.field(default_factory=list)
+    """Where the metrics go besides the run's own files and its TensorBoard log."""
+
     data: DataConfig
     image_augment: ImageAugmentConfig = ImageAugmentConfig()
     point_augment: PointAugmentConfig = PointAugmentConfig()
@@ -569,6 +599,7 @@ class AdaptConfig:
     weights: LossWeights = LossWeights()
     compat: Annotated[CompatConfig, BeforeValidator(_compat)] = CompatConfig()
     ema: EmaConfig = EmaConfig()
+    guard: GuardConfig = GuardConfig()
     optim: OptimConfig = OptimConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -588,7 +619,7 @@ class AdaptConfig:
                 "leave point_tokenizer out"
             )
         if self.compat.select_on == "oracle_test_points":
-            advice = "or set compat.select_on=last"
+            advice = "or set compat.select_on=score"
             if self.data.test_shards is None:
                 raise ValueError(
                     "compat.select_on oracle_test_points chooses by the labels of "
@@ -721,6 +752,7 @@ class PretrainConfig:
     seed: Natural = 0
     output: str = "runs"
     keep_checkpoints: Count = 1
+    trackers: list[Tracker] = dataclasses.field(default_factory=list)
     data: DataConfig
     image_augment: ImageAugmentConfig = ImageAugmentConfig()
     point_augment: PointAugmentConfig = PointAugmentConfig()

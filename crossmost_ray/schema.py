@@ -55,6 +55,8 @@ class RawBatch(NamedTuple):
     """(B,) int64, a hash: equal for two pairs of one object."""
     captions: tuple[tuple[str, ...], ...]
     """The captions of each of the B objects; empty where the task does not read them."""
+    names: tuple[str, ...]
+    """The ids of the B objects as the shards give them."""
 
 
 class PairBatch(NamedTuple):

@@ -165,6 +165,7 @@ def raw_batch(
         points=torch.from_numpy(np.stack(points)),
         object_id=torch.arange(num_objects) + 1000 * seed,
         captions=tuple((CLASSES[k % 4],) for k in range(num_objects)) if captions else (),
+        names=tuple(f"synthetic/{seed}-{k}" for k in range(num_objects)),
     )
 
 

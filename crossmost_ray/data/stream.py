@@ -200,11 +200,13 @@ class RawCollate(ArrowBatchCollateFn):
             for views in table["views"]
         ]
         captions = table["captions"].to_pylist() if "captions" in table.column_names else ()
+        names = tuple(table["object_id"].to_pylist())
         return RawBatch(
             images=torch.from_numpy(np.stack(images)),
             points=torch.from_numpy(np.stack([cloud[:shortest] for cloud in clouds])),
-            object_id=torch.tensor([hash_id(name) for name in table["object_id"].to_pylist()]),
+            object_id=torch.tensor([hash_id(name) for name in names]),
             captions=tuple(tuple(texts) for texts in captions),
+            names=names,
         )
 
 
@@ -243,6 +245,7 @@ def raw_batches(
             batch.points.to(device, non_blocking=True),
             batch.object_id.to(device, non_blocking=True),
             batch.captions,
+            batch.names,
         )
 
 

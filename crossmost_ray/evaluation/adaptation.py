@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from crossmost_ray.config import AdaptConfig
@@ -11,9 +12,13 @@ from crossmost_ray.evaluation.oracle import evaluation_config, oracle_checkpoint
 from crossmost_ray.evaluation.plan import Split
 from crossmost_ray.evaluation.summary import OPEN_SET, ZERO_SHOT
 from crossmost_ray.storage import Store
-from crossmost_ray.training.checkpoint import last_checkpoint
+from crossmost_ray.training.adapt import SCORE
+from crossmost_ray.training.checkpoint import best_checkpoint, last_checkpoint
 from crossmost_ray.training.export import export_adapted
+from crossmost_ray.training.status import working
+from crossmost_ray.training.trackers.follow import log_summary
 from crossmost_ray.training.trainer import train
+from crossmost_ray.training.worker import HISTORY_NAME
 
 
 def adapt_and_evaluate(
@@ -32,10 +37,45 @@ def adapt_and_evaluate(
         ConfigError: For everything that a user can cure.
     """
     run = train(config, resume=resume)
-    checkpoint = last_checkpoint(run)
-    if config.compat.select_on == "oracle_test_points":
+    with working(run, "evaluating", last=True):
+        models = export_run(config, run)
+        summary = measure(
+            {ZERO_SHOT: config.model, **{name: folder.address for name, folder in models.items()}},
+            splits_of(config),
+            run,
+            config=evaluation_config(config),
+            use_gpu=config.cluster.use_gpu,
+            # What the folder holds is this run's own, of another checkpoint or other settings.
+            overwrite=True,
+            env=config.cluster.env,
+        )
+        log_summary(run, config.trackers, summary)
+    return run, summary
+
+
+def export_run(config: AdaptConfig, run: Store) -> dict[str, Store]:
+    """Writes the models of a finished run's result, the checkpoint that `compat.select_on` names.
+
+    Returns:
+        The model folders by name, teacher and student.
+
+    Raises:
+        ConfigError: If there is no such checkpoint, or it is damaged.
+    """
+    choice = config.compat.select_on
+    if choice == "score":
+        rows = [json.loads(line) for line in (run.read(HISTORY_NAME) or b"").splitlines()]
+        scores = {int(row["step"]): row[SCORE] for row in rows if SCORE in row}
+        checkpoint = best_checkpoint(run, scores)
+    elif choice == "last":
+        checkpoint = last_checkpoint(run)
+    else:
         checkpoint = oracle_checkpoint(config, run)
-    models = export_adapted(config, checkpoint, run)
+    return export_adapted(config, checkpoint, run)
+
+
+def splits_of(config: AdaptConfig) -> dict[str, Split]:
+    """Lists what a run's models are measured on."""
     folders = {"transductive": config.data.shards}
     if config.data.test_shards is not None:
         folders["test"] = config.data.test_shards
@@ -43,14 +83,4 @@ def adapt_and_evaluate(
         folders[OPEN_SET] = config.data.open_set_shards
     classes = tuple(class_names(config.data.classes, config.data.shards))
     templates, num_points = tuple(config.data.templates), config.data.num_points
-    summary = measure(
-        {ZERO_SHOT: config.model, **{name: folder.address for name, folder in models.items()}},
-        {name: Split(shards, classes, templates, num_points) for name, shards in folders.items()},
-        run,
-        config=evaluation_config(config),
-        use_gpu=config.cluster.use_gpu,
-        # What the folder holds is this run's own, of another checkpoint or other settings.
-        overwrite=True,
-        env=config.cluster.env,
-    )
-    return run, summary
+    return {name: Split(shards, classes, templates, num_points) for name, shards in folders.items()}

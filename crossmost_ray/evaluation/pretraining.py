@@ -16,6 +16,7 @@ from crossmost_ray.models.pretrained import CARD_NAME, load_model
 from crossmost_ray.storage import Store
 from crossmost_ray.training.checkpoint import last_checkpoint, load_state
 from crossmost_ray.training.export import export_pretrained
+from crossmost_ray.training.status import working
 from crossmost_ray.training.trainer import train
 
 
@@ -34,6 +35,12 @@ def pretrain_and_evaluate(config: PretrainConfig, *, command: str, resume: bool 
         ConfigError: For everything that a user can cure.
     """
     run = train(config, resume=resume)
+    with working(run, "evaluating", last=True):
+        return _measured(config, run, command)
+
+
+def _measured(config: PretrainConfig, run: Store, command: str) -> Store:
+    """Writes the model folder of a finished run."""
     checkpoint = last_checkpoint(run)
     folder = export_pretrained(config, checkpoint, run.child("model"))
     splits: dict[str, Any] = {}

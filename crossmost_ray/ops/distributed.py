@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def num_workers() -> int:
@@ -50,14 +51,18 @@ def mean_over_workers(tensor: Tensor) -> Tensor:
     return _MeanOverWorkers.apply(tensor) if num_workers() > 1 else tensor
 
 
-def gather_names(names: Sequence[str]) -> list[list[str]]:
-    """Gives every worker's names, in the order of their ranks; for what is rare."""
-    mine = list(names)
+def gather_objects(mine: T) -> list[T]:
+    """Gives every worker's value, in the order of their ranks; for what happens once an epoch."""
     if num_workers() == 1:
         return [mine]
-    parts: list[list[str]] = [[] for _ in range(num_workers())]
+    parts = [mine] * num_workers()
     dist.all_gather_object(parts, mine)
     return parts
+
+
+def most_of_workers(value: float) -> float:
+    """Gives the largest of the workers' values, on all of them; for what happens once an epoch."""
+    return max(gather_objects(value))
 
 
 class _GatherFromWorkers(torch.autograd.Function):

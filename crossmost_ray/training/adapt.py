@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from crossmost_ray.data.augment import (
     weak_images,
     weak_points,
 )
+from crossmost_ray.evaluation import selection
 from crossmost_ray.losses import (
     MANY_CLASSES,
     agreement_loss,
@@ -50,6 +50,10 @@ from crossmost_ray.optim import parameter_groups
 from crossmost_ray.pseudo_labels import pseudo_labels
 from crossmost_ray.schema import PairBatch, PseudoLabels, RawBatch
 from crossmost_ray.teacher import EmaTeacher
+from crossmost_ray.training.guard import Guard
+from crossmost_ray.training.health import assess
+from crossmost_ray.training.task import EpochEnd
+from crossmost_ray.training.votes import Memory, VoteBox, votes_table
 
 REFERENCE_POINTS = 8192
 """Points that the reference fills strong clouds up to."""
@@ -63,23 +67,6 @@ TOWERS_OF_MODE: dict[str, tuple[Tower, ...]] = {
     "image_only": ("image",),
     "points_only": ("point",),
 }
-
-
-def information(probability: Tensor) -> Tensor:
-    """Measures how sure a classifier is of each object and how evenly it uses its classes.
-
-    Args:
-        probability: (B, C).
-
-    Returns:
-        Scalar from 0 to 1: entropy of the mean less mean of the entropies, over log C.
-
-    Source:
-        Krause, Perona and Gomes (2010), regularised information maximisation.
-    """
-    mean = probability.mean(dim=0)
-    gain = torch.special.entr(mean).sum() - torch.special.entr(probability).sum(dim=-1).mean()
-    return gain / math.log(probability.shape[-1])
 
 
 def set_masked_target(
@@ -115,6 +102,7 @@ class AdaptTask:
             function of the student on each.
         tokenizer: Names groups of points where their ids are what is predicted. It is no part of
             the state: it never changes.
+        classes: C names, for what is said of the run's health; None numbers them.
 
     Source:
         CrossMoST (Dharmasiri et al., 2024).
@@ -127,6 +115,7 @@ class AdaptTask:
         config: AdaptConfig,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
         tokenizer: PointTokenizer | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.config = config
         self.compat = config.compat
@@ -147,6 +136,12 @@ class AdaptTask:
         self.weights: dict[str, float] = dataclasses.asdict(config.weights)
         self._diagnostics: dict[str, Tensor] = {}
         self._mean_prob: dict[str, Tensor] = {}
+        C = len(classifier.class_embed)
+        self.guard = Guard(config.guard, classes or [f"class {place}" for place in range(C)])
+        self._box = VoteBox()
+        self._said: tuple[dict[str, Tensor], Tensor | None] = ({}, None)
+        self._before: Memory | None = None
+        self._healthy = self._copy_of_teacher()
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """Sorts the trainable parameters, tower by tower, with layer-wise decay of the rate."""
@@ -224,25 +219,36 @@ class AdaptTask:
         image_logits = seen.image_logits.float().unflatten(0, (B, T)).mean(dim=1)
         point_logits = seen.point_logits.float().unflatten(0, (B, T)).mean(dim=1)
         coins = torch.rand(B, generator=generator, device=image_logits.device) < 0.5
-        labels = pseudo_labels(
+        labels = self._labels(image_logits, point_logits, coins)
+        agreement = image_logits.argmax(dim=-1) == point_logits.argmax(dim=-1)
+        self._diagnostics = {"teacher/agreement": agreement.float().mean()}
+        for tower in self.towers:
+            share = labels[tower].selected.float().mean()
+            self._diagnostics[f"pseudo/selected_{tower}"] = share
+        stable = None
+        if T > 1:
+            by_view = {
+                "image": seen.image_logits.float().softmax(dim=-1).unflatten(0, (B, T)),
+                "point": seen.point_logits.float().softmax(dim=-1).unflatten(0, (B, T)),
+            }
+            named = selection.opinion({name: by_view[name] for name in self.towers}).argmax(dim=-1)
+            stable = named[:, 0] == named[:, 1]
+        self._said = ({"image": image_logits, "point": point_logits}, stable)
+        return labels
+
+    def _labels(
+        self, image_logits: Tensor, point_logits: Tensor, coins: Tensor
+    ) -> dict[Tower, PseudoLabels]:
+        """Applies the rule of the run to what the teacher says."""
+        return pseudo_labels(
             image_logits,
             point_logits,
             self.config.pseudo_labels,
             joint=self.config.mode == "crossmost",
             point_drawn=coins,
             tie=self.compat.tie,
+            ease=self.guard.ease.to(image_logits.device),
         )
-        agreement = image_logits.argmax(dim=-1) == point_logits.argmax(dim=-1)
-        logits = {"image": image_logits, "point": point_logits}
-        opinion = torch.stack([logits[tower].softmax(dim=-1) for tower in self.towers]).mean(dim=0)
-        self._diagnostics = {
-            "teacher/agreement": agreement.float().mean(),
-            SCORE: information(opinion),
-        }
-        for tower in self.towers:
-            share = labels[tower].selected.float().mean()
-            self._diagnostics[f"pseudo/selected_{tower}"] = share
-        return labels
 
     def losses(self, batch: RawBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Terms of the objective on one batch, unweighted."""
@@ -261,6 +267,13 @@ class AdaptTask:
             point_ratio=(mask.point_ratio_low, mask.point_ratio_high),
             generator=generator,
         )
+
+        said, stable = self._said
+        answers = {
+            "student_image": out.prediction.image_logits,
+            "student_point": out.prediction.point_logits,
+        }
+        self._box.add(batch.object_id, batch.names, said | answers, stable)
 
         terms: dict[str, Tensor] = {}
         for tower in self.towers:
@@ -372,12 +385,78 @@ class AdaptTask:
             clamp_logit_scale(self.bare_student.logit_scale)
         self.teacher.update(self.bare_student, step)
 
+    def finish_epoch(self) -> EpochEnd:
+        """Scores the epoch's votes, judges the run's health, and acts where the guard is to."""
+        votes = self._box.empty()
+        if votes is None:
+            return EpochEnd()
+        coins = torch.rand(len(votes.names), generator=torch.Generator().manual_seed(0)) < 0.5
+        # Of a probability's logarithm, the softmax is the probability.
+        logits = {tower: votes.prob[tower].clamp(min=1e-12).log() for tower in TOWERS}
+        told = self._labels(logits["image"], logits["point"], coins)
+        labels = {tower: told[tower] for tower in self.towers}
+        C = votes.prob["image"].shape[-1]
+        # The reference's sum of two class indices may be no class.
+        targets: dict[str, Tensor] = {
+            tower: labels[tower].target.clamp(max=C - 1) for tower in self.towers
+        }
+        teacher: dict[str, Tensor] = {tower: votes.prob[tower] for tower in self.towers}
+        opinion = selection.opinion(teacher).argmax(dim=-1)
+        known = None if self._before is None else self._before.of(votes.names)
+        found = selection.scores(
+            teacher,
+            steady=votes.stability,
+            before_class=None if known is None else known.opinion,
+            student_class={
+                tower: votes.prob[f"student_{tower}"].argmax(dim=-1) for tower in self.towers
+            },
+        )
+        score = float(selection.combined(found))
+        health = assess(
+            teacher,
+            targets,
+            {tower: labels[tower].selected for tower in self.towers},
+            before=None if known is None else known.targets,
+            ever_confident=self.guard.ever_confident,
+        )
+        self._before = Memory(votes.names, opinion, targets)
+        verdict = self.guard.judge(health, score)
+        if verdict.rollback:
+            self._go_back()
+        elif verdict.healthy:
+            self._healthy = self._copy_of_teacher()
+        metrics = {f"selection/{name}": float(value) for name, value in found.items()}
+        return EpochEnd(
+            metrics=metrics | {SCORE: score} | health.metrics(),
+            votes=votes_table(votes, labels),
+            events=verdict.events,
+            stop=verdict.stop,
+            rolled_back=verdict.rollback,
+        )
+
+    def _copy_of_teacher(self) -> dict[str, Tensor] | None:
+        """Keeps the teacher's weights, where the guard may want to go back to them."""
+        if self.config.guard.collapse != "rollback":
+            return None
+        return {name: value.clone() for name, value in self.teacher.module.state_dict().items()}
+
+    def _go_back(self) -> None:
+        """Takes the last healthy teacher for teacher and student."""
+        assert self._healthy is not None
+        self.teacher.module.load_state_dict(self._healthy)
+        self.bare_student.load_state_dict(self._healthy)
+        self._before = None
+
     def state_dict(self) -> dict[str, Any]:
-        """Student, teacher, and the running class shares where there are many classes."""
+        """Student, teacher, and what is remembered of the votes and the epochs before."""
         return {
             "student": self.bare_student.state_dict(),
             "teacher": self.teacher.module.state_dict(),
+            "healthy": self._healthy,
             "mean_prob": self._mean_prob,
+            "votes": self._box.state_dict(),
+            "before": None if self._before is None else self._before.state_dict(),
+            "guard": self.guard.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -386,3 +465,7 @@ class AdaptTask:
         if self.compat.ema_restore:
             self.teacher.module.load_state_dict(state["teacher"])
         self._mean_prob = dict(state["mean_prob"])
+        self._healthy = state["healthy"]
+        self._box.load_state_dict(state["votes"])
+        self._before = None if state["before"] is None else Memory.load(state["before"])
+        self.guard.load_state_dict(state["guard"])

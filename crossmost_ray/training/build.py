@@ -48,7 +48,7 @@ def build_task(
     tokenizer = _point_tokenizer(config)
     if tokenizer is not None:
         tokenizer = tokenizer.to(device)
-    return AdaptTask(classifier, start.model.spec, config, wrap, tokenizer)
+    return AdaptTask(classifier, start.model.spec, config, wrap, tokenizer, classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,9 @@ def inspect_model(config: AdaptConfig | PretrainConfig) -> ModelFacts:
         set_masked_target(model.point, config, _point_tokenizer(config))
         towers = [getattr(model, tower) for tower in TOWERS]
         trained = list(TOWERS_OF_MODE[config.mode])
-        # Student and teacher, and of what is trained AdamW's two averages.
-        checkpoint = 2 * sum(map(_size_of, towers))
+        # Student, teacher and perhaps a healthy one, and of what is trained AdamW's two averages.
+        copies = 3 if config.guard.collapse == "rollback" else 2
+        checkpoint = copies * sum(map(_size_of, towers))
         checkpoint += 2 * sum(_size_of(getattr(model, name)) for name in trained)
         exported = 2 * _size_of(model)
     notes = []

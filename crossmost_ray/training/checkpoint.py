@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,29 @@ def last_checkpoint(run: Store) -> Store:
     if not names:
         raise ConfigError(f"the run at {run} has no checkpoint yet; start it, or go on with it")
     return run.child(names[-1])
+
+
+def best_checkpoint(run: Store, scores: Mapping[int, float]) -> Store:
+    """Gives the complete checkpoint of the highest score, the earliest of equals.
+
+    Args:
+        run: The run's folder.
+        scores: By step, of whole epochs; checkpoints of other steps are not considered.
+
+    Raises:
+        ConfigError: If the run has no checkpoint that has a score.
+    """
+    scored = {
+        name: score
+        for name in list_checkpoints(run)
+        if (score := scores.get(int(name.removeprefix(PREFIX)))) is not None
+    }
+    if not scored:
+        raise ConfigError(
+            f"the run at {run} has no checkpoint with a label-free score; finish its first epoch, "
+            "or set compat.select_on=last"
+        )
+    return run.child(max(scored, key=scored.__getitem__))
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

@@ -33,5 +33,18 @@ def event_line(event: dict[str, Any]) -> str:
             f"{event['time']}  {event['nodes']} node(s) will be taken away: a checkpoint is "
             f"written after step {event['step']}"
         )
+    if kind == "health":
+        acts = {
+            "none": "nothing is done about it (see `guard` in the config)",
+            "stop": "the run stops",
+            "rollback": "the run goes back to its last healthy teacher, at half the learning rate",
+            "lower": "their thresholds are lowered",
+        }
+        return (
+            f"{event['time']}  epoch {event['epoch'] + 1}: {event['kind']}: {event['says']}; "
+            f"{acts[event['action']]}"
+        )
+    if kind != "workers lost":
+        return f"{event['time']}  {kind}: {event['says']}"
     words = "; ".join(f"worker {rank}: {said}" for rank, said in sorted(event["workers"].items()))
     return f"{event['time']}  workers lost, going on from the last checkpoint ({words})"

@@ -25,6 +25,7 @@ from crossmost_ray.ops.distributed import gather_from_workers, worker_rank
 from crossmost_ray.ops.masks import block_mask
 from crossmost_ray.optim import parameter_groups
 from crossmost_ray.schema import RawBatch
+from crossmost_ray.training.task import EpochEnd
 
 PAIRS = (("point", "text"), ("point", "image"), ("image", "text"))
 
@@ -178,6 +179,10 @@ class PretrainTask:
     def after_step(self, step: int) -> None:
         """Keeps the scale in bounds."""
         clamp_logit_scale(self.model.logit_scale)
+
+    def finish_epoch(self) -> EpochEnd:
+        """Has nothing to look back on: captions are the only teacher."""
+        return EpochEnd()
 
     def state_dict(self) -> dict[str, Any]:
         """The model."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from crossmost_ray.ops.distributed import gather_names, mean_over_workers
+from crossmost_ray.ops.distributed import gather_objects, mean_over_workers
 from crossmost_ray.schema import RawBatch
 from crossmost_ray.training.task import Task
 
@@ -65,7 +65,7 @@ def train_step(
     # Averaged first, so that all workers stop together: one that stopped alone would leave the
     # others waiting in their next collective.
     if not torch.isfinite(mean_over_workers(total.detach())):
-        broken = gather_names([name for name, term in losses.items() if not torch.isfinite(term)])
+        broken = gather_objects([name for name, term in losses.items() if not torch.isfinite(term)])
         where = "; ".join(
             f"{', '.join(names)} on worker {rank}" for rank, names in enumerate(broken) if names
         )

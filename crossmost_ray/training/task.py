@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from crossmost_ray.schema import RawBatch
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What an objective makes of an epoch that is over; the same on every worker."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    votes: pa.Table | None = None
+    """What was said of each object."""
+    events: tuple[dict[str, Any], ...] = ()
+    """Lines for the run's log."""
+    stop: str | None = None
+    """Why the run is over before its last epoch, if it is."""
+    rolled_back: bool = False
+    """Whether the weights are those of an earlier epoch again."""
 
 
 class Task(Protocol):
@@ -35,8 +52,13 @@ class Task(Protocol):
         """Follows the student, once the optimiser has moved it."""
         ...
 
+    def finish_epoch(self) -> EpochEnd:
+        """Looks back on the epoch. Workers meet here."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
-        """Gives everything that resuming needs, but for the optimiser: tensors by name."""
+        """Gives everything that resuming needs, but for the optimiser: tensors and plain values.
+        Workers meet here."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

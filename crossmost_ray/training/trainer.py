@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ import yaml
 from ray.train import DataConfig
 
 # `ray.train` names these, too, but to a type checker as those of its older version.
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import (
     CheckpointConfig,
     FailureConfig,
@@ -43,6 +44,8 @@ from crossmost_ray.storage import Store
 from crossmost_ray.training.adapt import SCORE
 from crossmost_ray.training.build import ModelFacts, inspect_model
 from crossmost_ray.training.checkpoint import PREFIX, list_checkpoints
+from crossmost_ray.training.status import CLASSES_NAME, working, write_about
+from crossmost_ray.training.trackers.follow import TrackerCallback, check_trackers
 from crossmost_ray.training.watch import EventLog, say, shown
 from crossmost_ray.training.worker import WorkerPlan, run_worker
 
@@ -59,7 +62,7 @@ START_LIMIT_S = {"fixed": 600, "elastic": 60}
 on a lost node's CPUs for so long. With a fixed number there is nothing to gain but a crowd of
 half-started workers on a slow machine."""
 
-MAY_CHANGE = ("cluster", "evaluation", "output", "keep_checkpoints")
+MAY_CHANGE = ("cluster", "evaluation", "output", "keep_checkpoints", "trackers")
 """Sections that a resumed run may change: they don't change what is learned."""
 
 
@@ -185,12 +188,18 @@ def size_text(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Store:
+def train(
+    config: AdaptConfig | PretrainConfig,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[UserCallback] = (),
+) -> Store:
     """Runs the training of a config to its end.
 
     Args:
         config: Adaptation or pre-training, told by its type.
         resume: Go on with the run of this name.
+        callbacks: Told of every report, in Ray's controller.
 
     Returns:
         The run's folder.
@@ -206,6 +215,7 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Stor
         classes = class_names(config.data.classes, config.data.shards)
     else:
         columns = (*TRAIN_COLUMNS, "captions")
+    check_trackers(config.trackers, Store(config.output))
     facts = inspect_model(config)
     size = view_size(facts.image_size)
     files = list_shards(config.data.shards, columns)
@@ -261,7 +271,11 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Stor
             ),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": dict(cluster.env)},
-            callbacks=[EventLog(run)],
+            callbacks=[
+                EventLog(run),
+                TrackerCallback(run, config.trackers, config_dict(config)),
+                *callbacks,
+            ],
         ),
         datasets={
             "train": stream_pairs(
@@ -278,7 +292,9 @@ def train(config: AdaptConfig | PretrainConfig, *, resume: bool = False) -> Stor
             enable_shard_locality=False,
         ),
     )
-    with shown(run, config.optim.epochs, cluster):
+    write_about(run, num_objects=check.num_good, steps_per_epoch=steps)
+    run.write(CLASSES_NAME, json.dumps(classes) + "\n")
+    with working(run, "training"), shown(run, config.optim.epochs, cluster):
         result: Any = trainer.fit()
     stopped: str | None = result.return_value
     if stopped is not None:

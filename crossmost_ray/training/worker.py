@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.train
 import ray.train.collective
 import ray.train.torch
@@ -20,17 +24,26 @@ from torch import Tensor
 from crossmost_ray.config import AdaptConfig, ClusterConfig, PretrainConfig
 from crossmost_ray.data.decode import hash_id
 from crossmost_ray.data.stream import raw_batches
-from crossmost_ray.ops.distributed import mean_over_workers
+from crossmost_ray.ops.distributed import mean_over_workers, most_of_workers
 from crossmost_ray.optim import build_optimizer, learning_rate, set_learning_rate
+from crossmost_ray.schema import RawBatch
 from crossmost_ray.storage import Store
+from crossmost_ray.training.adapt import SCORE
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import STATE_NAME, checkpoint_name, load_state, save_state
 from crossmost_ray.training.events import log_event
 from crossmost_ray.training.step import NonFiniteLossError, train_step
-from crossmost_ray.training.task import Task
+from crossmost_ray.training.task import EpochEnd, Task
+from crossmost_ray.training.votes import votes_name
 
 HISTORY_NAME = "metrics.jsonl"
 PROGRESS_NAME = "progress.json"
+
+NO_SCORE = -1.0
+"""Stands where a score is wanted and there is none: below all scores."""
+
+ROLLBACK_LR = 0.5
+"""Factor on the learning rate of a run that has gone back to a healthy teacher."""
 
 LOOK_EVERY_S = 5.0
 """Between two looks for the notice that a node is about to be taken away."""
@@ -72,6 +85,12 @@ class Position:
     """Steps of the epoch at hand."""
     sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    waited: float = 0.0
+    """Seconds of the epoch at hand in which this worker had no batch."""
+    lr_scale: float = 1.0
+    """Factor on the learning rate; halved each time that the run goes back."""
+    stop: str | None = None
+    """Why the run is over before its last epoch, if it is."""
 
     @property
     def epoch(self) -> int:
@@ -82,6 +101,16 @@ class Position:
         """Counts one step."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in scalars.items()}
         self.done += 1
+
+    def timed(self, batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
+        """Passes batches on, and counts the time until each is there."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
 
     def means(self) -> dict[str, float]:
         """Means over the steps of the epoch at hand and over the workers."""
@@ -121,7 +150,7 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     num_steps = optim.epochs * plan.steps_per_epoch
     progress = _Progress(plan.run, num_steps, share * num_workers, active=rank == 0)
     notice = _Notice()
-    while position.epoch < optim.epochs:
+    while position.epoch < optim.epochs and position.stop is None:
         epoch, skipped = position.epoch, position.done
         batches = raw_batches(
             shard,
@@ -132,11 +161,12 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
             device=device,
         )
         start = time.monotonic()
-        for batch in islice(batches, skipped, plan.steps_per_epoch):
+        for batch in position.timed(islice(batches, skipped, plan.steps_per_epoch)):
             step = epoch * plan.steps_per_epoch + position.done
             set_learning_rate(
                 optimizer,
-                learning_rate(
+                position.lr_scale
+                * learning_rate(
                     step,
                     num_steps=num_steps,
                     warmup_steps=round(optim.warmup_epochs * plan.steps_per_epoch),
@@ -170,7 +200,8 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
             if (nodes or due) and position.done < plan.steps_per_epoch:
                 position.seconds += time.monotonic() - start
                 start = time.monotonic()
-                row = {"epoch": epoch, "step": step + 1, **position.means()}
+                # Ray keeps the best checkpoints: one within an epoch has no score, and comes last.
+                row = {"epoch": epoch, "step": step + 1, SCORE: NO_SCORE, **position.means()}
                 _save_and_report(plan.run, rank, row, task, optimizer, position)
         if position.done != plan.steps_per_epoch:
             raise RuntimeError(
@@ -178,16 +209,46 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
                 "shards have changed since the run began"
             )
         seconds = position.seconds + time.monotonic() - start
-        row = position.means() | {
-            "epoch": epoch,
-            "step": (epoch + 1) * plan.steps_per_epoch,
-            "seconds": seconds,
-            "pairs_per_s": position.done * share * num_workers / seconds,
-            "num_workers": num_workers,
-        }
-        position = Position([*position.history, row])
+        end = task.finish_epoch()
+        row = (
+            position.means()
+            | {
+                "epoch": epoch,
+                "step": (epoch + 1) * plan.steps_per_epoch,
+                "seconds": seconds,
+                "pairs_per_s": position.done * share * num_workers / seconds,
+                "num_workers": num_workers,
+                "data/wait_share": most_of_workers(position.waited / seconds),
+                "system/memory_mb": most_of_workers(_peak_mb()),
+            }
+            | end.metrics
+        )
+        if rank == 0:
+            _write_down(plan.run, epoch, end)
+        lr_scale = position.lr_scale
+        if end.rolled_back:
+            # Momentum that led astray would lead astray again.
+            optimizer.state.clear()
+            lr_scale *= ROLLBACK_LR
+        position = Position([*position.history, row], lr_scale=lr_scale, stop=end.stop)
         _save_and_report(plan.run, rank, row, task, optimizer, position)
     return None
+
+
+def _peak_mb() -> float:
+    """Gives the most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _write_down(run: Store, epoch: int, end: EpochEnd) -> None:
+    """Writes the votes of an epoch, and what befell it."""
+    if end.votes is not None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(end.votes, sink, compression="zstd")
+        run.write(votes_name(epoch), sink.getvalue().to_pybytes())
+    for event in end.events:
+        kind, facts = event["event"], {key: event[key] for key in event if key != "event"}
+        log_event(run, kind, epoch=epoch, **facts)
 
 
 def _restore(
@@ -202,7 +263,12 @@ def _restore(
     task.load_state_dict(state["task"])
     optimizer.load_state_dict(state["optimizer"])
     sums = {key: value.to(device) for key, value in state["sums"].items()}
-    return Position(state["history"], state["done"], sums, state["seconds"])
+    return Position(
+        state["history"],
+        state["done"],
+        sums,
+        *(state[name] for name in ("seconds", "waited", "lr_scale", "stop")),
+    )
 
 
 def _save_and_report(
@@ -217,14 +283,15 @@ def _save_and_report(
     name = checkpoint_name(int(row["step"]))
     # The workers' sums differ; their mean serves each of them as well.
     sums = {key: mean_over_workers(value) for key, value in position.sums.items()}
+    of_task = task.state_dict()
     if rank == 0:
         state = {
-            "task": task.state_dict(),
+            "task": of_task,
             "optimizer": optimizer.state_dict(),
             "history": position.history,
             "done": position.done,
             "sums": sums,
-            "seconds": position.seconds,
+            **{name: getattr(position, name) for name in ("seconds", "waited", "lr_scale", "stop")},
         }
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crossmost_ray.config import AdaptConfig, ConfigError, PretrainConfig, parse_config
+from crossmost_ray.config import (
+    AdaptConfig,
+    ConfigError,
+    PretrainConfig,
+    load_config,
+    parse_config,
+)
 from crossmost_ray.evaluation.pretraining import pretrain_and_evaluate
 from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
 from crossmost_ray.models.pretrained import load_model, save_model
 from crossmost_ray.storage import Store
 from crossmost_ray.training.build import build_task
-from crossmost_ray.training.checkpoint import last_checkpoint, list_checkpoints, load_state
-from crossmost_ray.training.events import read_events
+from crossmost_ray.training.checkpoint import (
+    checkpoint_name,
+    last_checkpoint,
+    list_checkpoints,
+    load_state,
+)
+from crossmost_ray.training.events import event_line, read_events
 from crossmost_ray.training.trainer import check_cluster, train
 from tests.jobs.runs import (
     adapt_config,
@@ -35,6 +47,39 @@ pytestmark = pytest.mark.ray
 
 
 FAULTS: dict[int, Fault] = {1: "nan", 6: "few_points", 11: "bad_view"}
+
+
+def test_a_run_that_collapses_goes_back_to_its_healthy_teacher(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    # No fairness, no threshold, and a learning rate far too high: everything becomes a lamp.
+    config = load_config(
+        AdaptConfig,
+        ROOT / "configs/adapt/furniture.yaml",
+        [
+            *(f"output={tmp_path}", "name=lamps", "cluster.threads_per_worker=1"),
+            *("data.num_views=1", "data.teacher_views=1", "data.num_points=512"),
+            *("data.batch_size=16", "optim.epochs=3", "optim.lr=0.01", "optim.warmup_epochs=0"),
+            *("optim.point_lr_scale=1", "weights.fairness_image=0", "weights.fairness_point=0"),
+            *("pseudo_labels.threshold=0", "ema.start=0.5", "ema.end=0.9"),
+            "guard.collapse=rollback",
+        ],
+    )
+    run = train(config)
+    acts = [event for event in read_events(run) if event["event"] == "health"]
+    assert acts[0]["kind"] == "collapse"
+    assert acts[0]["action"] == "rollback"
+    after = acts[0]["epoch"]
+    before = [json.loads(line) for line in (run.read("metrics.jsonl") or b"").splitlines()]
+    assert before[after]["health/classes_used"] < before[0]["health/classes_used"] / 2
+    # The checkpoint after the collapse holds the teacher of before it, for the student, too.
+    state = load_state(run.child(checkpoint_name(int(before[after]["step"]))))
+    healthy, task = state["task"]["healthy"], state["task"]
+    for who in ("teacher", "student"):
+        assert all(torch.equal(task[who][name], value) for name, value in healthy.items())
+    assert state["lr_scale"] == 0.5
+    assert not state["optimizer"]["state"]
+    assert event_line(acts[0]).endswith("at half the learning rate")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(

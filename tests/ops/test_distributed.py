@@ -96,7 +96,7 @@ class OneTerm:
 
 def error_of_a_broken_step(rank: int) -> str:
     task: Any = OneTerm(float("nan") if rank == 1 else 1.0)
-    batch = RawBatch(torch.zeros(1), torch.zeros(1), torch.zeros(1), ())
+    batch = RawBatch(torch.zeros(1), torch.zeros(1), torch.zeros(1), (), ("a",))
     try:
         train_step(
             task,

@@ -11,7 +11,13 @@ import torch
 
 from crossmost_ray.config import ConfigError
 from crossmost_ray.storage import Store
-from crossmost_ray.training.checkpoint import STATE_NAME, load_state, save_state
+from crossmost_ray.training.checkpoint import (
+    STATE_NAME,
+    best_checkpoint,
+    checkpoint_name,
+    load_state,
+    save_state,
+)
 
 STATE = {
     "task": {"student": {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)}},
@@ -100,3 +106,16 @@ def test_code_in_a_state_is_never_run(tmp_path: Path, form: str) -> None:
     with pytest.raises(ConfigError, match="is damaged or cut short"):
         load_state(Store(str(tmp_path)))
     assert not mark.exists()
+
+
+def test_the_best_checkpoint_is_the_earliest_of_the_highest_score(tmp_path: Path) -> None:
+    run = Store(str(tmp_path))
+    for step in (4, 8, 10, 12):
+        folder = tmp_path / checkpoint_name(step)
+        folder.mkdir()
+        save_state(folder, {})
+    # Step 10 lies within an epoch and has no score; the checkpoint of step 16 is gone.
+    scores = {4: 0.2, 8: 0.7, 12: 0.7, 16: 0.9}
+    assert best_checkpoint(run, scores).address.endswith(checkpoint_name(8))
+    with pytest.raises(ConfigError, match="no checkpoint with a label-free score"):
+        best_checkpoint(run, {16: 0.9})

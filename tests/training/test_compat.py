@@ -372,4 +372,4 @@ def test_terms_that_teach_nothing_in_the_reference_have_a_gradient(model: CrossM
 
 
 def test_batches_hold_no_label() -> None:
-    assert RawBatch._fields == ("images", "points", "object_id", "captions")
+    assert RawBatch._fields == ("images", "points", "object_id", "captions", "names")

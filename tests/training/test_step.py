@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from crossmost_ray.schema import RawBatch
 from crossmost_ray.training.step import NonFiniteLossError, train_step, weighted_sum
 
-BATCH = RawBatch(torch.zeros(1), torch.zeros(1), torch.zeros(1, dtype=torch.int64), ())
+BATCH = RawBatch(torch.zeros(1), torch.zeros(1), torch.zeros(1, dtype=torch.int64), (), ("a",))
 
 
 class TwoTerms:

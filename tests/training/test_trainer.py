@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossmost_ray.config import ClusterConfig, ConfigError, parse_config
+from crossmost_ray.evaluation.selection import information
 from crossmost_ray.storage import Store
 from crossmost_ray.training import trainer
-from crossmost_ray.training.adapt import SCORE, information
+from crossmost_ray.training.adapt import SCORE
 from crossmost_ray.training.build import build_task, inspect_model
 from crossmost_ray.training.checkpoint import (
     checkpoint_name,

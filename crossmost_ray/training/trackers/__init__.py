@@ -1,0 +1,1 @@
+"""Rows of metrics in, curves out: in TensorBoard always, in MLflow and Weights & Biases on wish."""
