@@ -21,6 +21,11 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Of a cluster that a job starts itself. Ray ends processes that were idle for a second, down to
+    # one for each CPU: the stream's would be started anew in every epoch, which on two CPUs takes
+    # as long as training does.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_num_workers_soft_limit": "6",
 }
 
 

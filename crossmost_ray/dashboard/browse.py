@@ -125,7 +125,7 @@ def listing(runs: Sequence[Run], run: Run | None, address: Address) -> list[Comp
     chosen = next((one for one in FILTERS if one.key == address.filter), FILTERS[0])
     places = listed(run, objects, address)
     first, end = page_of(address, len(places))
-    shown = object_id(run, address)
+    shown = _first(objects, places, address)
     return [
         *_run_picker(runs, run, address),
         html.Nav(
@@ -184,8 +184,13 @@ def object_id(run: Run | None, address: Address) -> str:
         return ""
     if address.object:
         return address.object
-    places = listed(run, objects, address)
-    return str(objects.votes.object_id[int(places[0])].as_py()) if len(places) else ""
+    return _first(objects, listed(run, objects, address), address)
+
+
+def _first(objects: Objects, places: Places, address: Address) -> str:
+    if address.object or not len(places):
+        return address.object
+    return str(objects.votes.object_id[int(places[0])].as_py())
 
 
 def detail(run: Run | None, shown: str, *, dark: bool) -> list[Component]:

@@ -142,7 +142,12 @@ def oracle_wrong(run: Run, objects: Objects) -> Flags | None:
     Returns:
         (n,) bool, False where no label was given or the truth is unknown; None where all of it is.
     """
-    labels = oracle_classes(run)
+    return _oracle_wrong(_Reading(run), objects)
+
+
+@functools.lru_cache(maxsize=4)
+def _oracle_wrong(reading: _Reading, objects: Objects) -> Flags | None:
+    labels = oracle_classes(reading.run)
     if labels is None:
         return None
     truth = labels.of(objects.votes.object_id)

@@ -26,6 +26,10 @@ Key = TypeVar("Key")
 Value = TypeVar("Value", int, Pair, "OpinionCounts")
 
 
+MOST_COMPARED = 12
+"""Models up to which any two of them are compared."""
+
+
 @dataclass(frozen=True)
 class OpinionCounts:
     """How one opinion of one model fares."""
@@ -191,10 +195,18 @@ def count_table(
         },
         pairs={
             (before, after, opinion): compare(right[before, opinion], right[after, opinion])
-            for before, after in itertools.combinations(models, 2)
+            for before, after in compared(models)
             for opinion in OPINIONS
         },
     )
+
+
+def compared(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Lists which models are compared, an earlier with a later: any two, or, where there are many,
+    each with the first. The trials of a large sweep would make half a million pairs."""
+    if len(models) <= MOST_COMPARED:
+        return list(itertools.combinations(models, 2))
+    return [(models[0], model) for model in models[1:]]
 
 
 def _places(values: pa.ChunkedArray, names: pa.Array) -> npt.NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crossmost_ray.evaluation.counts import Counts, OpinionCounts
+from crossmost_ray.evaluation.counts import Counts, OpinionCounts, compared
 from crossmost_ray.evaluation.predictor import OPINIONS
 from crossmost_ray.tally import Calibration, Tally
 
@@ -136,8 +136,7 @@ def _comparisons(counts: Counts, models: Sequence[str]) -> list[dict[str, Any]]:
                 opinion: vars(counts.pairs[before, after, opinion].interval) for opinion in OPINIONS
             },
         }
-        for place, before in enumerate(models)
-        for after in models[place + 1 :]
+        for before, after in compared(models)
     ]
 
 

@@ -17,6 +17,7 @@ from crossmost_ray.data.shards import class_names, list_shards
 from crossmost_ray.data.stream import TRAIN_COLUMNS
 from crossmost_ray.storage import Store
 from crossmost_ray.training.status import working, write_about
+from crossmost_ray.training.trackers.follow import carried
 from crossmost_ray.training.trainer import CONFIG_NAME, check_cluster
 from crossmost_ray.training.watch import say
 from crossmost_ray.training.worker import HISTORY_NAME
@@ -95,7 +96,15 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, retry_failed: bool = 
     with working(folder, "trials"):
         if queue.num_trials:
             longest = max(config.optim.epochs for config in configs)
-            _tune(sweep, Job(values, trials, HISTORY_NAME), base, queue, ledger, at_once, longest)
+            _tune(
+                sweep,
+                Job(values, trials, HISTORY_NAME, carried()),
+                base,
+                queue,
+                ledger,
+                at_once,
+                longest,
+            )
         settle(ledger)
         if ledger.with_status(*OPEN):
             raise KeyboardInterrupt
@@ -141,7 +150,7 @@ def _tune(
             name=TUNE_FOLDER,
             storage_path=ledger.folder.root,
             storage_filesystem=ledger.folder.system,
-            callbacks=[Watch(ledger, sweep.metric)],
+            callbacks=[Watch(ledger, sweep.metric, keeps_best=base.compat.select_on == "score")],
             verbose=0,
         ),
     )

@@ -51,6 +51,9 @@ class Job:
     history: str
     """Name of the file that a run writes its finished epochs to."""
 
+    environment: dict[str, str]
+    """Variables that the driver's user has set for the trackers."""
+
 
 def run_trial(assigned: dict[str, Any], job: Job) -> None:
     """Runs a trial, and tells Tune of each epoch once its checkpoint is safe.
@@ -82,7 +85,7 @@ def run_trial(assigned: dict[str, Any], job: Job) -> None:
 def _rows(run: Store, config: AdaptConfig, job: Job) -> Iterator[dict[str, Any]]:
     """Yields the rows of a run's finished epochs as they come, until the run has ended."""
     # "DEFAULT" takes it out of the trial's placement group, and all that it starts.
-    work = _work.options(scheduling_strategy="DEFAULT").remote(config, run)
+    work = _work.options(scheduling_strategy="DEFAULT").remote(config, run, job.environment)
     told, ended = 0, False
     while True:
         rows = read_rows(run, job.history)
@@ -97,16 +100,18 @@ def _rows(run: Store, config: AdaptConfig, job: Job) -> Iterator[dict[str, Any]]
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _work(config: AdaptConfig, run: Store) -> None:
+def _work(config: AdaptConfig, run: Store, environment: dict[str, str]) -> None:
     """Trains a trial's model and keeps what is needed of it; nothing, if all that is done."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.update(environment)
     # A run writes down the command that started it, which here is one of Ray's own; this one
     # starts the same run by itself.
     sys.argv[:] = ["jobs/adapt.py", f"{run}/config.yaml"]
     # The process that waits for this one needs neither torch nor the models.
     from crossmost_ray.evaluation.adaptation import export_run
     from crossmost_ray.training.status import working
+    from crossmost_ray.training.trackers.follow import log_summary
     from crossmost_ray.training.trainer import CONFIG_NAME, train
     from crossmost_ray.tuning.disk import free, is_complete
 
@@ -120,6 +125,7 @@ def _work(config: AdaptConfig, run: Store) -> None:
         with working(run, "training", last=True):
             export_run(config, run)
             free(run)
+            log_summary(run, config.trackers, {})
     finally:
         ended.set()
         run.remove(STOP_NAME)

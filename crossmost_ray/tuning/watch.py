@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune import Callback
 
 from crossmost_ray.evaluation.summary import TEACHER
+from crossmost_ray.training.adapt import SCORE
 from crossmost_ray.training.status import write_status
 from crossmost_ray.training.watch import say
 from crossmost_ray.tuning.disk import free, is_complete
@@ -32,9 +33,19 @@ CLASS_OF_ERROR = re.compile(r"^[\w.]*[A-Z]\w*(\(\w+\))?: ")
 class Watch(Callback):
     """Keeps the ledger while trials run, and frees the disk of what they leave."""
 
-    def __init__(self, ledger: Ledger, metric: str) -> None:
+    def __init__(self, ledger: Ledger, metric: str, *, keeps_best: bool) -> None:
+        """Listens for a sweep.
+
+        Args:
+            ledger: Of the sweep.
+            metric: By which trials are ranked.
+            keeps_best: Whether a trial's result is its best epoch, and not its last: then its score
+                is that epoch's, too.
+        """
         self.ledger = ledger
         self.metric = metric
+        self.keeps_best = keeps_best
+        self._best: dict[str, dict[str, Any]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Notes that a trial runs."""
@@ -46,10 +57,14 @@ class Watch(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Notes a finished epoch."""
+        name = trial.config["trial"]
+        best = self._best.get(name)
+        if best is None or not self.keeps_best or result.get(SCORE, 0.0) > best.get(SCORE, 0.0):
+            self._best[name] = result
         entry = self.ledger.advance(
-            trial.config["trial"],
+            name,
             epochs=result[EPOCHS],
-            score=result.get(self.metric),
+            score=self._best[name].get(self.metric),
             seconds=result[SECONDS],
         )
         say(f"{entry.trial}  epoch {entry.epochs}/{result[OF_EPOCHS]}  {_score_text(entry)}")
@@ -78,10 +93,11 @@ class Watch(Callback):
 
 
 def last_line(traceback: str) -> str:
-    """Gives what a traceback says went wrong: of its last line the first sentence, without the
-    class of the error."""
+    """Gives what a traceback says went wrong: of its last error the first sentence, without the
+    error's class. What stands below that is advice, such as Ray's where memory has run out."""
     lines = [line.strip() for line in traceback.splitlines() if line.strip()]
-    said = CLASS_OF_ERROR.sub("", lines[-1]) if lines else "it said nothing"
+    errors = [line for line in lines if CLASS_OF_ERROR.match(line)]
+    said = CLASS_OF_ERROR.sub("", [*lines, *errors][-1]) if lines else "it said nothing"
     return said.partition(". ")[0]
 
 

@@ -18,7 +18,7 @@ import pytest
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 NEEDED = "CROSSMOST_NEEDS_BROWSER"
 REPOSITORY = Path(__file__).parents[2]
-STARTED_S = 60.0
+STARTED_S = 180.0
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"),
@@ -102,7 +102,7 @@ def console_errors(driver) -> list[str]:
     ]
 
 
-def until(check, seconds: float = 20.0):
+def until(check, seconds: float = 90.0):
     """Asks until the answer is true, and gives it; a page may draw anew in between."""
     from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 

@@ -162,7 +162,7 @@ def open_page(driver, address: str, ready: str):
     driver.get("about:blank")
     driver.get_log("browser")
     driver.get(address)
-    return until(lambda: driver.find_elements("css selector", ready), 40)
+    return until(lambda: driver.find_elements("css selector", ready))
 
 
 def texts(driver, selector: str) -> list[str]:
@@ -232,7 +232,7 @@ def test_every_tab_draws_without_a_complaint(browser, site, tab):  # noqa: F811
     cards = open_page(browser, f"{site}?tab={tab}", ".card.panel, .card")
     filled = """return [...document.querySelectorAll('#content .card')].every(card =>
         card.querySelector('[id*="frame"]:not([hidden]) .main-svg, table, pre, .empty'))"""
-    until(lambda: browser.execute_script(filled), 40)
+    until(lambda: browser.execute_script(filled))
     assert cards
     assert console_errors(browser) == []
 
@@ -284,7 +284,7 @@ def test_a_click_shows_an_object_whole(browser, site, root):  # noqa: F811
     assert len(browser.execute_script(seen)) == len(mine["views"])
     assert f"true label: {mine['label']}" in browser.find_element("css selector", ".closeup").text
     # One 3D scene on the page, drawn and in its place.
-    scenes = until(lambda: browser.find_elements("css selector", "#cloud .gl-container canvas"), 40)
+    scenes = until(lambda: browser.find_elements("css selector", "#cloud .gl-container canvas"))
     assert scenes
     assert scenes[0].size["height"] > 100
     # The teacher's vote of the last epoch, as the file has it.
@@ -359,12 +359,12 @@ def test_a_growing_sweep_appears_by_itself(browser, root, tmp_path):  # noqa: F8
         (folder / "threshold/status.json").write_text(
             (root / "threshold/status.json").read_text().replace('"done"', '"running"')
         )
-        until(lambda: len(rows_of(browser)) == 12, 30)
+        until(lambda: len(rows_of(browser)) == 12)
         assert not browser.find_elements("css selector", ".nothing")
         entries = json.loads((folder / "threshold/trials.json").read_text())["trials"]
         fresh = trial_entry(12, np.random.default_rng(12)) | {"status": "done", "score": 0.987654}
         write_ledger(folder / "threshold", [*entries, fresh])
-        until(lambda: "trial-00012" in rows_of(browser), 30)
+        until(lambda: "trial-00012" in rows_of(browser))
         cells = dict(zip(heads_of(browser), rows_of(browser)["trial-00012"], strict=True))
         assert cells["score"] == "0.9877"
         assert console_errors(browser) == []

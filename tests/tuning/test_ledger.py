@@ -113,4 +113,7 @@ def test_the_last_line_of_a_traceback_says_why() -> None:
     assert last_line(told) == "the loss is nan at step 3: lower optim.lr"
     assert last_line("ValueError: 3 is not 4\n") == "3 is not 4"
     assert last_line("killed: out of memory") == "killed: out of memory"
+    assert last_line("ray.exceptions.OutOfMemoryError: 9 were killed. On it\nRead on\n") == (
+        "9 were killed"
+    )
     assert last_line("\n") == "it said nothing"

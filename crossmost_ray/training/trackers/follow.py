@@ -87,6 +87,11 @@ def check_trackers(names: Sequence[str], output: Store | None = None) -> None:
             CHECK_PLACE[name](output)
 
 
+def carried() -> dict[str, str]:
+    """Gives the environment variables that trackers need wherever they are used."""
+    return {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+
+
 class TrackerCallback(UserCallback):
     """Shows each finished epoch in the trackers. Made by the driver, lives in Ray's controller.
 
@@ -107,9 +112,7 @@ class TrackerCallback(UserCallback):
         check_trackers(names, run)
         self.names = (ALWAYS, *names)
         self.num_epochs = int(config["optim"]["epochs"])
-        self.environment = {
-            name: value for name, value in os.environ.items() if name.startswith(CARRIED)
-        }
+        self.environment = carried()
         self.followers = Followers(run, self.names)
         _enrol(run, self.names, config)
 
