@@ -13,9 +13,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # A report waits for the controller's next look at the workers: every two seconds by default.
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-# As the jobs have it: idle processes stay for the next test.
-os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"
-os.environ["RAY_num_workers_soft_limit"] = "6"
+# As the jobs have it: idle processes stay for the next test. Ray wants these in small letters.
+os.environ |= {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
+os.environ |= {"RAY_num_workers_soft_limit": "6"}
 
 import pytest
 import torch

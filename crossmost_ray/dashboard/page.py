@@ -37,6 +37,18 @@ STATUSES = ("running", "interrupted", "pending", "done", "stopped", "failed")
 TITLES: Mapping[str, str] = {"objects": "Objects"} | {str(key): GROUPS[key] for key in GROUPS}
 """Of the tabs."""
 
+CLEAR = "rgba(0,0,0,0)"
+BLANK: Any = {
+    "data": [],
+    "layout": {
+        "xaxis": {"visible": False},
+        "yaxis": {"visible": False},
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+    },
+}
+"""Stands in a chart's place until it is drawn: Plotly's own would flash white on a dark page."""
+
 MAX_NOTICES = 4
 """Notices of one kind that are spelled out; the others are counted."""
 
@@ -210,7 +222,7 @@ def card(panel: Panel, address: Address) -> Component:
         parts.append(search_box(address, "Search runs and settings"))
     parts += [
         html.Div(
-            dcc.Graph(id={"kind": "graph", "panel": panel.key}, config=GRAPH_CONFIG),
+            dcc.Graph(id={"kind": "graph", "panel": panel.key}, figure=BLANK, config=GRAPH_CONFIG),
             id={"kind": "frame", "panel": panel.key},
             hidden=True,
             role="figure",

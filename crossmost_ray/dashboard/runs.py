@@ -170,8 +170,13 @@ class Run:
 
     @property
     def score(self) -> float | None:
-        """The label-free score at its last epoch; of a trial, the one that its sweep ranks by."""
-        return number(self.entry.get("score")) if self.entry else self.last(LABEL_FREE_SCORE)
+        """The label-free score of the epoch that is its result, the best unless its config says
+        otherwise; of a trial, what its sweep ranks by."""
+        if self.entry:
+            return number(self.entry.get("score"))
+        if lookup(self.config, "compat.select_on") == "score" and self.has(LABEL_FREE_SCORE):
+            return max(self.column(LABEL_FREE_SCORE))
+        return self.last(LABEL_FREE_SCORE)
 
     @property
     def workers(self) -> float | None:

@@ -34,12 +34,7 @@ def leaderboard(results: Results, runs: Sequence[Run]) -> Table | None:
     columns = [
         Column("run"),
         Column("status", kind="status"),
-        *(
-            Column(key, kind=kind, format="g")
-            for key in keys[:MOST_SETTINGS]
-            for kind in ["number" if _is_number(runs, key) else "words"]
-        ),
-        Column("score", ".4f", "Label-free, at the last epoch: runs are ranked by it", "number"),
+        Column("score", ".4f", "Label-free, of the run's result: runs are ranked by it", "number"),
         *(
             Column(
                 f"top-1 {opinion}, %",
@@ -59,17 +54,23 @@ def leaderboard(results: Results, runs: Sequence[Run]) -> Table | None:
         ),
         Column("epochs", "g", "Epochs that are finished", "number"),
         Column("cost", ".1f", "Minutes times workers", "number"),
+        # Last, for a sweep may have many: what came of them is seen without scrolling.
+        *(
+            Column(key, kind=kind, format="g")
+            for key in keys[:MOST_SETTINGS]
+            for kind in ["number" if _is_number(runs, key) else "words"]
+        ),
     ]
     order = by_score(runs)
     rows = []
     for run in order:
         split = splits[run.name]
         row: list[Value] = [run.title, run.status]
-        row += [_shown(setting_of(run, key)) for key in keys[:MOST_SETTINGS]]
         row.append(run.score)
         row += [accuracy(run.metrics, split, TEACHER, opinion) for opinion in opinions]
         row += [gain(run.metrics, split, TEACHER, opinion) for opinion in opinions[:1]]
         row += [run.epochs, cost_of(run)]
+        row += [_shown(setting_of(run, key)) for key in keys[:MOST_SETTINGS]]
         rows.append(tuple(row))
     caption = "Runs by their label-free score"
     if measured:
