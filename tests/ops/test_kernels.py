@@ -27,7 +27,7 @@ from crossmost_ray.ops.points import (
 )
 
 seeds = st.integers(0, 2**31 - 1)
-KINDS = ["ball", "sphere", "grid", "line", "repeated", "same", "far", "tiny", "flat"]
+KINDS = ["ball", "sphere", "grid", "line", "repeated", "same", "far", "endless", "tiny", "flat"]
 
 
 def cloud(kind: str, num_points: int, seed: int, batch: int = 2) -> Tensor:
@@ -49,6 +49,9 @@ def cloud(kind: str, num_points: int, seed: int, batch: int = 2) -> Tensor:
             return points[:, :1].expand(-1, num_points, -1).contiguous()
         case "far":
             return points * 1e15 + 1e16
+        case "endless":
+            # Squares that overflow: all distances but those to oneself are infinite, and tie.
+            return points * 1e25
         case "tiny":
             # Squares that vanish in float32.
             return points * 1e-23
@@ -335,12 +338,13 @@ torch.save([getattr(cuda, name)(*values, **named) for name, values, named in cas
 def test_triton_programs_agree_under_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     cases: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-    for kind, num_points in (("ball", 21), ("grid", 32), ("repeated", 9)):
+    # Few and small: what a GPU does in a microsecond takes the interpreter a second.
+    for kind, num_points in (("ball", 21), ("grid", 13)):
         points = cloud(kind, num_points, seed=9)
-        queries, start = points[:, 2:4].contiguous(), torch.tensor([num_points - 1, 3])
+        queries, start = points[:, 2:3].contiguous(), torch.tensor([num_points - 1, 3])
         cases += [
             ("farthest_point_sample", (points, start, 6), {}),
-            ("nearest_neighbors", (queries, points, 5), {}),
+            ("nearest_neighbors", (queries, points, 3), {}),
             ("ball_query", (queries, points, 1.0, 3), {"inclusive": kind == "grid"}),
             ("ball_query", (queries + 9, points, 1.0, 3), {"inclusive": True}),
             ("ball_query", (queries, points, 1.0, 11), {"inclusive": False}),

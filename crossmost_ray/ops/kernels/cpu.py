@@ -125,7 +125,7 @@ def _fill_buckets(points: Floats, order: Integers) -> Buckets:
     N = points.shape[0]
     number = (N + BUCKET - 1) // BUCKET
     places = np.full((number, 3, BUCKET), np.inf, np.float32)
-    origin = np.arange(number * BUCKET).astype(np.int32).reshape(number, BUCKET)
+    origin = np.full((number, BUCKET), np.int32(N), np.int32)
     low, high = np.empty((3, number), np.float32), np.empty((3, number), np.float32)
     bits, low_bits, high_bits = places.view(np.int32), low.view(np.int32), high.view(np.int32)
     for b in range(number):
