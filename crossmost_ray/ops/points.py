@@ -1,15 +1,20 @@
-"""Clouds in, centres and neighbourhoods out: the point operations, each over a whole batch."""
+"""Clouds in, centres and neighbourhoods out: the point operations, each over a whole batch.
+
+Sampling and searching measure in float32, whatever the points are, and agree to the last index
+wherever they run: `kernels` holds what does the work.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-MAX_DISTANCES = 2**22
-"""Distances that a search holds in memory at once: 16 MB, which a CPU's cache can hold."""
+from crossmost_ray.ops.kernels import kernels_for
 
 
-def check_points(points: Tensor) -> None:
+def check_points(points: Tensor, name: str = "points") -> None:
     """Refuses a tensor that is no batch of clouds.
 
     Raises:
@@ -17,8 +22,8 @@ def check_points(points: Tensor) -> None:
     """
     if points.ndim != 3 or points.shape[-1] != 3:
         raise ValueError(
-            f"points has shape {tuple(points.shape)}, expected (B, N, 3); "
-            "for channels-first clouds pass points.transpose(1, 2)"
+            f"{name} has shape {tuple(points.shape)}, expected (B, N, 3); "
+            f"for channels-first clouds pass {name}.transpose(1, 2)"
         )
 
 
@@ -61,10 +66,61 @@ def gather(points: Tensor, index: Tensor) -> Tensor:
     return points[batch.reshape(-1, *[1] * (index.ndim - 1)), index]
 
 
+def _measurable(points: Tensor, name: str = "points") -> Tensor:
+    """Turns a batch of clouds into what kernels take.
+
+    Raises:
+        ValueError: If the shape is not (B, N, 3), N is 0, or, on a CPU, a number is not finite.
+    """
+    check_points(points, name)
+    if points.shape[1] == 0:
+        raise ValueError(f"{name} has shape {tuple(points.shape)}: there are no points")
+    points = points.detach().float().contiguous()
+    # On a GPU, looking would mean waiting for all that was queued before.
+    if points.device.type == "cpu" and points.numel():
+        low, high = points.aminmax()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{name} holds NaN or infinity: a distance to it means nothing")
+    return points
+
+
+def _first_picks(points: Tensor, num_samples: int, start: Tensor | None) -> Tensor:
+    """Gives the first point to pick of each cloud, (B,) int64.
+
+    Raises:
+        ValueError: If there are fewer points than samples, or `start` doesn't fit the clouds.
+    """
+    B, N, _ = points.shape
+    if not 1 <= num_samples <= N:
+        raise ValueError(f"{num_samples} points can't be picked out of {N}")
+    if start is None:
+        return torch.zeros(B, dtype=torch.int64, device=points.device)
+    if start.shape != (B,):
+        raise ValueError(
+            f"start has shape {tuple(start.shape)}, expected ({B},): one point a cloud"
+        )
+    if start.device.type == "cpu" and ((start < 0) | (start >= N)).any():
+        raise ValueError(f"start is {start.tolist()}, expected points from 0 to {N - 1}")
+    return start.to(points.device, torch.int64)
+
+
+def _check_search(queries: Tensor, points: Tensor) -> None:
+    if len(queries) != len(points) or queries.device != points.device:
+        raise ValueError(
+            f"there are queries for {len(queries)} clouds on {queries.device} and "
+            f"{len(points)} clouds on {points.device}: each needs its own, beside it"
+        )
+
+
+def _check_neighbors(num_neighbors: int, num_points: int) -> None:
+    if not 1 <= num_neighbors <= num_points:
+        raise ValueError(f"{num_neighbors} neighbours can't be found among {num_points} points")
+
+
 def farthest_point_sample(
     points: Tensor, num_samples: int, *, start: Tensor | None = None
 ) -> Tensor:
-    """Picks points one by one, each the farthest from those picked before.
+    """Picks points one by one, each the farthest from those picked before; of several, the first.
 
     The first k of them are what a sample of k points would be.
 
@@ -77,36 +133,15 @@ def farthest_point_sample(
         (B, num_samples) int64 indices.
 
     Raises:
-        ValueError: If a shape is another, or N is below `num_samples`.
+        ValueError: If a shape is another, N is below `num_samples`, or a number is not finite.
 
     Source:
         PointNet++ (Qi et al., 2017), section 3.2. It starts at a random point; we start at the
         first, so that evaluation is deterministic (clouds are in random order anyway).
     """
-    check_points(points)
-    B, N, _ = points.shape
-    if num_samples > N:
-        raise ValueError(f"{num_samples} points can't be picked out of {N}")
-    if start is not None and start.shape != (B,):
-        raise ValueError(
-            f"start has shape {tuple(start.shape)}, expected ({B},): one point a cloud"
-        )
-    # One contiguous row per coordinate: three streams of N floats are read at each pick, and a
-    # (B, N, 3) layout would make each of them strided.
-    x, y, z = points.detach().float().permute(2, 0, 1).contiguous()
-    picked = torch.zeros(B, num_samples, dtype=torch.int64, device=points.device)
-    if start is not None:
-        picked[:, 0] = start
-    nearest = torch.full((B, N), torch.inf, device=points.device)
-    last = picked[:, :1]
-    for i in range(1, num_samples):
-        distance = (x - x.gather(1, last)).square_()
-        distance += (y - y.gather(1, last)).square_()
-        distance += (z - z.gather(1, last)).square_()
-        nearest = torch.minimum(nearest, distance)
-        last = nearest.argmax(dim=1, keepdim=True)
-        picked[:, i : i + 1] = last
-    return picked
+    points = _measurable(points)
+    first = _first_picks(points, num_samples, start)
+    return kernels_for(points.device).farthest_point_sample(points, first, num_samples)
 
 
 def nearest_neighbors(queries: Tensor, points: Tensor, num_neighbors: int) -> Tensor:
@@ -118,10 +153,16 @@ def nearest_neighbors(queries: Tensor, points: Tensor, num_neighbors: int) -> Te
         num_neighbors: At most N.
 
     Returns:
-        (B, G, num_neighbors) int64 indices into `points`, in no particular order.
+        (B, G, num_neighbors) int64 indices into `points`, the nearest first; of equally near ones,
+        the first.
+
+    Raises:
+        ValueError: If a shape is another, N is below `num_neighbors`, or a number is not finite.
     """
-    distance = torch.cdist(queries.detach().float(), points.detach().float())
-    return distance.topk(num_neighbors, dim=-1, largest=False, sorted=False).indices
+    queries, points = _measurable(queries, "queries"), _measurable(points)
+    _check_search(queries, points)
+    _check_neighbors(num_neighbors, points.shape[1])
+    return kernels_for(points.device).nearest_neighbors(queries, points, num_neighbors)
 
 
 def ball_query(
@@ -142,28 +183,20 @@ def ball_query(
         filled up with its first, and an empty one, which no point of the cloud has, is point 0.
 
     Raises:
-        ValueError: If a shape is another.
+        ValueError: If a shape is another, the radius or `num_neighbors` is not above 0, or a
+            number is not finite.
 
     Source:
         PointNet++ (Qi et al., 2017), section 3.3.
     """
-    check_points(queries)
-    check_points(points)
-    B, N, _ = points.shape
-    columns = points.detach().float().permute(2, 0, 1).contiguous()
-    limit = radius * radius
-    place = torch.arange(1, num_neighbors + 1, dtype=torch.int32, device=points.device)
-    found = []
-    for part in queries.detach().float().split(max(1, MAX_DISTANCES // (B * N)), dim=1):
-        # Not |a|^2 + |b|^2 - 2ab: what it rounds off decides about points near the surface.
-        x, y, z = (part[..., k, None] - columns[k][:, None] for k in range(3))
-        distance = x.square_().add_(y.square_()).add_(z.square_())
-        within = distance <= limit if inclusive else distance < limit
-        # How many are within up to each point: the k-th stands where that count reaches k.
-        count = within.cumsum(dim=-1, dtype=torch.int32)
-        found.append(torch.searchsorted(count, place.repeat(*part.shape[:2], 1)))
-    index = torch.cat(found, dim=1)
-    return torch.where(index < N, index, index[..., :1]) % N
+    queries, points = _measurable(queries, "queries"), _measurable(points)
+    _check_search(queries, points)
+    if not (radius > 0 and num_neighbors > 0):
+        raise ValueError(
+            f"a ball of radius {radius} for {num_neighbors} points; expected both above 0"
+        )
+    kernels = kernels_for(points.device)
+    return kernels.ball_query(queries, points, radius, num_neighbors, inclusive=inclusive)
 
 
 def hide_points(points: Tensor, mask: Tensor) -> Tensor:
@@ -197,11 +230,21 @@ def group_points(
         start: (B,) int64, the point of each cloud that is its first centre; None for point 0.
 
     Returns:
-        Patches (B, G, group_size, 3), relative to their centres, and the centres (B, G, 3).
+        Patches (B, G, group_size, 3), relative to their centres, and the centres (B, G, 3), both
+        with the gradient of the points. The points of a patch are those of `nearest_neighbors`.
+
+    Raises:
+        ValueError: If a shape is another, N is below `num_groups` or `group_size`, or a number is
+            not finite.
 
     Source:
         Point-BERT (Yu et al., 2022), section 3.1.
     """
-    centers = gather(points, farthest_point_sample(points, num_groups, start=start))
-    neighbors = gather(points, nearest_neighbors(centers, points, group_size))
-    return neighbors - centers[:, :, None], centers
+    measured = _measurable(points)
+    first = _first_picks(measured, num_groups, start)
+    _check_neighbors(group_size, measured.shape[1])
+    picked, near = kernels_for(points.device).sample_and_search(
+        measured, first, num_groups, group_size
+    )
+    centers = gather(points, picked)
+    return gather(points, near) - centers[:, :, None], centers
