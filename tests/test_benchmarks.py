@@ -68,12 +68,14 @@ def test_a_process_is_called_by_its_title_its_program_or_its_script(
 def test_memory_that_is_touched_is_counted() -> None:
     before = pss_mb(os.getpid())
     # Not from malloc, which may hand out again what a test before this one touched.
-    with mmap.mmap(-1, 50_000_000) as held:
-        held.write(b"1" * len(held))
+    with mmap.mmap(-1, 300_000_000) as held:
+        for _ in range(300):
+            held.write(b"1" * 1_000_000)
         after = pss_mb(os.getpid())
     assert before is not None
     assert after is not None
-    assert after - before == pytest.approx(50, abs=5)
+    # Libraries that a process beside this one has just loaded, or let go, are shared out anew.
+    assert after - before == pytest.approx(300, abs=60)
 
 
 def test_a_process_that_is_gone_has_no_memory() -> None:

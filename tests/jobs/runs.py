@@ -50,7 +50,8 @@ def write_inputs(folder: Path) -> Path:
 
 def weights(run: Store) -> dict[str, torch.Tensor]:
     state = load_state(last_checkpoint(run))["task"]
-    return {f"{who}.{name}": value for who in state for name, value in state[who].items()}
+    learned = [who for who in ("student", "teacher", "model") if who in state]
+    return {f"{who}.{name}": value for who in learned for name, value in state[who].items()}
 
 
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

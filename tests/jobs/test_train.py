@@ -62,7 +62,7 @@ def test_a_run_that_collapses_goes_back_to_its_healthy_teacher(
             *("data.batch_size=16", "optim.epochs=3", "optim.lr=0.01", "optim.warmup_epochs=0"),
             *("optim.point_lr_scale=1", "weights.fairness_image=0", "weights.fairness_point=0"),
             *("pseudo_labels.threshold=0", "ema.start=0.5", "ema.end=0.9"),
-            "guard.collapse=rollback",
+            *("guard.collapse=rollback", "keep_checkpoints=3"),
         ],
     )
     run = train(config)
