@@ -64,10 +64,9 @@ def shown(run: Store, num_epochs: int, cluster: ClusterConfig) -> Iterator[None]
             for event in events[num_events:]:
                 say(event_line(event))
             num_events = len(events)
-            stored = run.read(PROGRESS_NAME)
-            if stored is None:
+            status = read_progress(run)
+            if status is None:
                 continue
-            status = json.loads(stored)
             now = (status["epoch"], int(status["step"] * 20 / status["num_steps"]))
             if now != mark:
                 mark, moved = now, time.monotonic()
@@ -84,6 +83,17 @@ def shown(run: Store, num_epochs: int, cluster: ClusterConfig) -> Iterator[None]
     finally:
         stop.set()
         watcher.join()
+
+
+def read_progress(run: Store) -> dict[str, Any] | None:
+    """Reads how far the workers are; None where nothing can be read at this moment."""
+    try:
+        status: dict[str, Any] = json.loads(run.read(PROGRESS_NAME) or b"")
+    except ValueError:
+        # There is none yet, or it was replaced in the midst of being read: stores of objects are
+        # read piece by piece.
+        return None
+    return status
 
 
 def lack_of(cluster: ClusterConfig) -> str | None:

@@ -29,7 +29,7 @@ from crossmost_ray.training.checkpoint import list_checkpoints
 from crossmost_ray.training.events import read_events
 from crossmost_ray.training.export import export_adapted
 from crossmost_ray.training.trainer import train
-from crossmost_ray.training.worker import PROGRESS_NAME
+from crossmost_ray.training.watch import read_progress
 from tests.conftest import ObjectStore
 from tests.jobs.runs import (
     adapt_config,
@@ -186,7 +186,7 @@ def test_neither_other_labels_nor_a_killed_driver_change_a_bit_of_the_weights(
 
 def kill_a_worker_after(run: Store, step: int, killed: list[int]) -> None:
     """Kills a training worker of this cluster, and no other's, once a run is so far."""
-    while json.loads(run.read(PROGRESS_NAME) or b'{"step": 0}')["step"] < step:
+    while (read_progress(run) or {"step": 0})["step"] < step:
         time.sleep(0.05)
     killed.append(next(processes_of_cluster("ray::RayTrainWorker")))
     os.kill(killed[0], signal.SIGKILL)

@@ -27,7 +27,7 @@ from crossmost_ray.training.checkpoint import (
 )
 from crossmost_ray.training.events import EVENTS_NAME, event_line
 from crossmost_ray.training.trainer import SNAPSHOT_NAME, check_space, size_text, tidy_run
-from crossmost_ray.training.watch import EventLog, last_words, shown
+from crossmost_ray.training.watch import EventLog, last_words, read_progress, shown
 from crossmost_ray.training.worker import PROGRESS_NAME
 from tests.jobs.runs import adapt_config
 from tests.synthetic import CLASSES, tiny_model
@@ -144,6 +144,16 @@ def test_what_befell_the_workers_is_written_down_and_shown(
     assert event_line(second) in printed
     assert "epoch 1/2  step 1/8  3 objects/s  loss 1.00  1:30 to go" in printed
     assert last_words(RuntimeError()) == "RuntimeError"
+
+
+def test_progress_that_cannot_be_read_at_this_moment_is_none(tmp_path: Path) -> None:
+    run = Store(str(tmp_path))
+    assert read_progress(run) is None
+    run.write(PROGRESS_NAME, '{"step": 3}')
+    assert read_progress(run) == {"step": 3}
+    # The first half of one file, and the end of the longer one before it.
+    run.write(PROGRESS_NAME, '{"step": 3}"loss": 2.5}')
+    assert read_progress(run) is None
 
 
 @given(st.integers(2, 12), st.integers(1, 40))
