@@ -217,7 +217,9 @@ def test_neither_a_killed_worker_nor_a_store_that_refuses_a_write_change_a_bit(
     assert object_store.to_refuse == []
     assert_same(whole.weights(), weights(run))
     assert len(list_checkpoints(run)) <= 2
-    assert [event["event"] for event in read_events(run)] == ["started", "workers lost", "started"]
+    # A fresh model is found to starve classes, which is not what this is about.
+    befell = [event["event"] for event in read_events(run) if event["event"] != "health"]
+    assert befell == ["started", "workers lost", "started"]
 
 
 def test_resuming_what_was_another_run_is_refused(whole: Finished) -> None:

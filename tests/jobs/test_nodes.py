@@ -140,7 +140,12 @@ def test_a_run_goes_on_with_fewer_nodes_and_grows_again(cluster: Cluster, tmp_pa
     shrunk = [row["num_workers"] for row in rows]
     assert shrunk.index(1) > 0
     assert set(shrunk[: shrunk.index(1)]) == {2}
-    events = [(event["event"], event.get("num_workers")) for event in read_events(run)]
+    events = [
+        (event["event"], event.get("num_workers"))
+        for event in read_events(run)
+        # A fresh model is found to starve classes, which is not what this is about.
+        if event["event"] != "health"
+    ]
     assert [event for event in events if event[0] != "workers lost"] == [
         ("started", 2),
         ("preemption", None),
