@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossmost_ray.models.backbones.pointbert import PointBert
+from crossmost_ray.models.blocks import BlockRunner
 from crossmost_ray.models.clip import build_clip
 from crossmost_ray.models.image_tower import ImageTower, TowerOutput
 from crossmost_ray.models.point_tower import PointTower
 from crossmost_ray.models.text_tower import TextTower, Underscores
+from crossmost_ray.ops.precision import mixed_precision
 from crossmost_ray.schema import Prediction
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -48,8 +51,6 @@ class MaskedOutput(NamedTuple):
     prediction: Prediction
     image: TowerOutput
     point: TowerOutput
-    point_mask: Tensor
-    """(B, G) bool, the groups that were hidden."""
     logit_scale: Tensor
     """Scalar, the factor itself, not its log."""
 
@@ -83,6 +84,8 @@ class CrossModalClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.unit_classes = unit_classes
+        self.precision = torch.float32
+        """What the towers compute their matrix products in; all that follows is float32."""
         self.image = model.image
         self.point = model.point
         self.logit_scale = model.logit_scale
@@ -95,7 +98,8 @@ class CrossModalClassifier(nn.Module):
 
     def predict(self, images: Tensor, points: Tensor) -> Prediction:
         """Classifies (B, 3, R, R) images and (B, N, 3) points; nothing is hidden."""
-        image_embed, point_embed = self.image.embed(images), self.point.embed(points)
+        with mixed_precision(images.device, self.precision):
+            image_embed, point_embed = self.image.embed(images), self.point.embed(points)
         return Prediction(
             image_embed, point_embed, self.logits(image_embed), self.logits(point_embed)
         )
@@ -106,6 +110,7 @@ class CrossModalClassifier(nn.Module):
         points: Tensor,
         image_mask: Tensor,
         *,
+        most_hidden: int,
         point_ratio: tuple[float, float],
         generator: torch.Generator,
     ) -> MaskedOutput:
@@ -115,22 +120,31 @@ class CrossModalClassifier(nn.Module):
             images: (B, 3, R, R) float.
             points: (B, N, 3) float.
             image_mask: (B, P) bool, True where hidden.
+            most_hidden: How many patches of an image are hidden at most.
             point_ratio: Least and largest share of a cloud's groups to hide.
             generator: Draws which groups are hidden; they are known only once points are grouped.
         """
-        tokens = self.point.tokenize(points)
-        point_mask = self.point.draw_mask(tokens, point_ratio, generator)
-        image = self.image(images, image_mask)
-        point = self.point(tokens, point_mask)
+        with mixed_precision(images.device, self.precision):
+            tokens = self.point.tokenize(points)
+            point_mask = self.point.draw_mask(tokens, point_ratio, generator)
+            image = self.image(images, image_mask, most_hidden)
+            point = self.point(tokens, point_mask)
         return MaskedOutput(
             prediction=Prediction(
                 image.embed, point.embed, self.logits(image.embed), self.logits(point.embed)
             ),
             image=image,
             point=point,
-            point_mask=point_mask,
             logit_scale=self.logit_scale.exp(),
         )
+
+
+def set_runner(towers: CrossModalModel | CrossModalClassifier, run: BlockRunner) -> None:
+    """Says how the blocks of the towers are run, where a tower is made of blocks."""
+    towers.image.trunk.run = run
+    backbone = towers.point.backbone
+    if isinstance(backbone, PointBert):
+        backbone.blocks.run = run
 
 
 def build_classifier(

@@ -11,6 +11,7 @@ from crossmost_ray.models.backbones import PointTokens, build_point_backbone
 from crossmost_ray.models.backbones.pointbert import PointBert
 from crossmost_ray.models.image_tower import TowerOutput
 from crossmost_ray.ops.masks import neighborhood_mask
+from crossmost_ray.ops.precision import full_precision
 
 TRAINING_HEADS = ("point_head.", "token_id_head.")
 """What the names of parameters begin with that serve training alone, and are not exported."""
@@ -113,9 +114,13 @@ class PointTower(nn.Module):
         )
 
     def embed(self, points: Tensor) -> Tensor:
-        """Embeds (B, N, 3) points of the unit sphere as (B, D) unit vectors."""
-        features = self.backbone(self.tokenize(points))
-        return F.normalize(features.pooled @ self.projection, dim=-1)
+        """Embeds (B, N, 3) points of the unit sphere as (B, D) float32 unit vectors."""
+        return self._projected(self.backbone(self.tokenize(points)).pooled)
+
+    def _projected(self, pooled: Tensor) -> Tensor:
+        """Maps (B, F) pooled features to (B, D) float32 unit vectors."""
+        with full_precision(pooled.device):
+            return F.normalize(pooled.float() @ self.projection, dim=-1)
 
     def forward(self, seen: PointTokens, mask: Tensor | None = None) -> TowerOutput:
         """Embeds tokenised clouds of which groups, or points, may be hidden.
@@ -128,7 +133,7 @@ class PointTower(nn.Module):
             All fields of it, or `embed` alone where the backbone has no tokens.
         """
         features = self.backbone(seen, mask)
-        embed = F.normalize(features.pooled @ self.projection, dim=-1)
+        embed = self._projected(features.pooled)
         if self.local_projection is None:
             return TowerOutput(embed)
         assert features.cls_token is not None
@@ -151,6 +156,7 @@ class PointTower(nn.Module):
             # The tokens before anything was hidden: after it, the target at a hidden place would
             # be the mask token itself, which says nothing of the cloud.
             target=target.detach(),
+            hidden=mask,
         )
 
     def layer_of(self, name: str) -> int:

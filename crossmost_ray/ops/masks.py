@@ -19,6 +19,13 @@ def random_ranks(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     return noise.argsort(dim=1).argsort(dim=1)
 
 
+def most_hidden(grid: int, cell: int, ratio: float) -> int:
+    """Counts the patches that `block_mask` hides of an image at most: where cells don't divide the
+    grid evenly, some of them are cut."""
+    cells = math.ceil(grid / cell)
+    return min(grid * grid, math.ceil(ratio * cells**2) * cell**2)
+
+
 def block_mask(
     batch_size: int, *, grid: int, cell: int, ratio: float, generator: torch.Generator
 ) -> Tensor:

@@ -45,7 +45,7 @@ from crossmost_ray.models.image_tower import TowerOutput
 from crossmost_ray.models.point_tokenizer import PointTokenizer
 from crossmost_ray.models.point_tower import PointTower
 from crossmost_ray.ops.distributed import gather_from_workers, mean_over_workers, worker_rank
-from crossmost_ray.ops.masks import block_mask
+from crossmost_ray.ops.masks import block_mask, most_hidden
 from crossmost_ray.optim import parameter_groups
 from crossmost_ray.pseudo_labels import pseudo_labels
 from crossmost_ray.schema import PairBatch, PseudoLabels, RawBatch
@@ -216,8 +216,8 @@ class AdaptTask:
         seen = self.teacher.module.predict(
             pairs.image_weak.flatten(0, 1), pairs.points_weak.flatten(0, 1)
         )
-        image_logits = seen.image_logits.float().unflatten(0, (B, T)).mean(dim=1)
-        point_logits = seen.point_logits.float().unflatten(0, (B, T)).mean(dim=1)
+        image_logits = seen.image_logits.unflatten(0, (B, T)).mean(dim=1)
+        point_logits = seen.point_logits.unflatten(0, (B, T)).mean(dim=1)
         coins = torch.rand(B, generator=generator, device=image_logits.device) < 0.5
         labels = self._labels(image_logits, point_logits, coins)
         agreement = image_logits.argmax(dim=-1) == point_logits.argmax(dim=-1)
@@ -228,8 +228,8 @@ class AdaptTask:
         stable = None
         if T > 1:
             by_view = {
-                "image": seen.image_logits.float().softmax(dim=-1).unflatten(0, (B, T)),
-                "point": seen.point_logits.float().softmax(dim=-1).unflatten(0, (B, T)),
+                "image": seen.image_logits.softmax(dim=-1).unflatten(0, (B, T)),
+                "point": seen.point_logits.softmax(dim=-1).unflatten(0, (B, T)),
             }
             named = selection.opinion({name: by_view[name] for name in self.towers}).argmax(dim=-1)
             stable = named[:, 0] == named[:, 1]
@@ -264,6 +264,9 @@ class AdaptTask:
             pairs.image_strong,
             pairs.points_strong,
             pairs.image_mask,
+            most_hidden=most_hidden(
+                self.bare_student.image.grid, mask.image_cell, mask.image_ratio
+            ),
             point_ratio=(mask.point_ratio_low, mask.point_ratio_high),
             generator=generator,
         )
@@ -277,27 +280,25 @@ class AdaptTask:
 
         terms: dict[str, Tensor] = {}
         for tower in self.towers:
-            terms |= self._tower_terms(tower, out, pairs, labels[tower])
+            terms |= self._tower_terms(tower, out, labels[tower])
         if self.config.mode == "crossmost":
             terms["alignment"] = self._alignment(out, pairs)
         if self.weights["agreement"] > 0 and len(self.towers) == 2:
             terms["agreement"] = agreement_loss(
-                out.prediction.image_logits.float(), out.prediction.point_logits.float()
+                out.prediction.image_logits, out.prediction.point_logits
             )
         return terms
 
     def _tower_terms(
-        self, tower: Tower, out: MaskedOutput, pairs: PairBatch, labels: PseudoLabels
+        self, tower: Tower, out: MaskedOutput, labels: PseudoLabels
     ) -> dict[str, Tensor]:
         """Self-training, fairness and the masked terms of one tower."""
-        seen, hidden, logits = (
-            (out.image, pairs.image_mask, out.prediction.image_logits)
+        seen, logits = (
+            (out.image, out.prediction.image_logits)
             if tower == "image"
-            else (out.point, out.point_mask, out.prediction.point_logits)
+            else (out.point, out.prediction.point_logits)
         )
-        logits = logits.float()
         chosen = mean_over_workers(labels.selected.sum().float())
-        places = mean_over_workers(hidden.sum().float())
         terms = {
             f"self_training_{tower}": self_training_loss(
                 logits, labels.target, labels.selected, chosen
@@ -305,9 +306,12 @@ class AdaptTask:
             f"fairness_{tower}": self._fairness(tower, logits),
         }
         if seen.reconstruction is not None:
-            terms[f"masked_{tower}"] = self._masked_term(tower, seen, hidden, places)
-        if seen.local_embed is not None:
+            assert seen.hidden is not None
             assert seen.global_embed is not None
+            assert seen.local_embed is not None
+            hidden = seen.hidden
+            places = mean_over_workers(hidden.sum().float())
+            terms[f"masked_{tower}"] = self._masked_term(tower, seen, hidden, places)
             terms[f"global_local_{tower}"] = global_local_loss(
                 seen.global_embed, seen.local_embed, hidden, places
             )
@@ -343,9 +347,9 @@ class AdaptTask:
     def _masked_scale(self, tower: Tower, seen: TowerOutput) -> float:
         """Gives the factor by which the reference's normalisation differs from a mean."""
         assert seen.target is not None
-        B, L, R = seen.target.shape
+        B, _, R = seen.target.shape
         if tower == "image" and self.compat.mim_norm == "tokens197":
-            return 3 / (L + 1)
+            return 3 / (self.bare_student.image.grid**2 + 1)
         if tower == "point" and self.compat.mpm_norm == "upstream":
             return R / B
         return 1.0

@@ -10,11 +10,12 @@ from torch import nn
 
 from crossmost_ray.config import TOWERS, AdaptConfig, ModelConfig, PretrainConfig
 from crossmost_ray.models.backbones.pointbert import PointBert
-from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
+from crossmost_ray.models.classifier import CrossModalModel, ModelSpec, set_runner
 from crossmost_ray.models.point_tokenizer import PointTokenizer, load_tokenizer
 from crossmost_ray.models.point_tower import PointTower
 from crossmost_ray.models.pretrained import load_model
 from crossmost_ray.training.adapt import TOWERS_OF_MODE, AdaptTask, set_masked_target
+from crossmost_ray.training.execution import PLAIN, Execution
 from crossmost_ray.training.pretrain import PretrainTask
 
 
@@ -23,6 +24,7 @@ def build_task(
     classes: Sequence[str],
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     device: torch.device | None = None,
+    execution: Execution = PLAIN,
 ) -> AdaptTask | PretrainTask:
     """Builds the task of a run, at its first step.
 
@@ -31,17 +33,22 @@ def build_task(
         classes: C names; pre-training has none.
         wrap: Prepares the student for several workers.
         device: Where the task shall live; the CPU if None.
+        execution: How the towers are computed.
 
     Raises:
         ConfigError: If the model folder, or the point tokenizer's, can't be loaded.
     """
     if isinstance(config, PretrainConfig):
-        return PretrainTask(_fresh_model(config.model).to(device), config, wrap)
+        model = _fresh_model(config.model).to(device)
+        set_runner(model, execution.run)
+        return PretrainTask(model, config, wrap, execution.precision)
     start = load_model(config.model)
     classifier = start.classifier(
         classes, config.data.templates, underscores=config.compat.classname_underscores
     ).to(device)
     classifier.unit_classes = config.compat.class_embed == "unit"
+    classifier.precision = execution.precision
+    set_runner(classifier, execution.run)
     backbone = classifier.point.backbone
     if isinstance(backbone, PointBert) and config.compat.fps_start == "random":
         backbone.fps_start = "random"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossmost_ray.config import PretrainConfig
+from crossmost_ray.config import MaskConfig, PretrainConfig
 from crossmost_ray.data.augment import (
     normalize_images,
     sample_points,
@@ -22,7 +22,8 @@ from crossmost_ray.losses import alignment_loss, global_local_loss, masked_model
 from crossmost_ray.models.classifier import CrossModalModel, clamp_logit_scale
 from crossmost_ray.models.image_tower import TowerOutput
 from crossmost_ray.ops.distributed import gather_from_workers, worker_rank
-from crossmost_ray.ops.masks import block_mask
+from crossmost_ray.ops.masks import block_mask, most_hidden
+from crossmost_ray.ops.precision import mixed_precision
 from crossmost_ray.optim import parameter_groups
 from crossmost_ray.schema import RawBatch
 from crossmost_ray.training.task import EpochEnd
@@ -38,12 +39,12 @@ def _pick(choices: Sequence[str], draw: float) -> str:
 class TriModalStudent(nn.Module):
     """The forward pass of pre-training, as one module so that DDP sees all of it."""
 
-    def __init__(
-        self, model: CrossModalModel, point_ratio: tuple[float, float], frozen: Sequence[str]
-    ) -> None:
+    def __init__(self, model: CrossModalModel, mask: MaskConfig, frozen: Sequence[str]) -> None:
         super().__init__()
         self.model = model
-        self.point_ratio = point_ratio
+        self.mask = mask
+        self.precision = torch.float32
+        """What the towers compute their matrix products in; all that follows is float32."""
         self.frozen = frozenset(frozen)
 
     def forward(
@@ -55,30 +56,38 @@ class TriModalStudent(nn.Module):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Embeds (B, 3, R, R) images, (B, N, 3) points and (B, context) tokens."""
-        seen = self.model.point.tokenize(points)
-        point_mask = self.model.point.draw_mask(seen, self.point_ratio, generator)
-        point = self.model.point(seen, point_mask)
-        image = (
-            TowerOutput(self.model.image.embed(images))
-            if "image" in self.frozen
-            else self.model.image(images, image_mask)
-        )
+        model, mask = self.model, self.mask
+        with mixed_precision(images.device, self.precision):
+            cut = model.point.tokenize(points)
+            ratio = (mask.point_ratio_low, mask.point_ratio_high)
+            point = model.point(cut, model.point.draw_mask(cut, ratio, generator))
+            image = (
+                TowerOutput(model.image.embed(images))
+                if "image" in self.frozen
+                else model.image(
+                    images,
+                    image_mask,
+                    most_hidden(model.image.grid, mask.image_cell, mask.image_ratio),
+                )
+            )
+            text = model.text(tokens)
         terms = {
             "image": image.embed,
             "point": point.embed,
-            "text": self.model.text(tokens),
-            "scale": self.model.logit_scale.exp(),
+            "text": text.float(),
+            "scale": model.logit_scale.exp(),
         }
-        for name, seen_by, mask in (("image", image, image_mask), ("point", point, point_mask)):
-            if seen_by.reconstruction is not None:
-                assert seen_by.target is not None
+        for name, seen in (("image", image), ("point", point)):
+            if seen.reconstruction is not None:
+                assert seen.target is not None
+                assert seen.hidden is not None
+                assert seen.global_embed is not None
+                assert seen.local_embed is not None
                 terms[f"masked_{name}"] = masked_modelling_loss(
-                    seen_by.reconstruction, seen_by.target, mask
+                    seen.reconstruction, seen.target, seen.hidden
                 )
-            if seen_by.local_embed is not None:
-                assert seen_by.global_embed is not None
                 terms[f"global_local_{name}"] = global_local_loss(
-                    seen_by.global_embed, seen_by.local_embed, mask
+                    seen.global_embed, seen.local_embed, seen.hidden
                 )
         return terms
 
@@ -90,6 +99,7 @@ class PretrainTask:
         model: With fresh weights.
         config: The run.
         wrap: Prepares the student for several workers.
+        precision: What the towers compute their matrix products in.
 
     Source:
         ULIP (Xue et al., 2023); with an image-text term, since the image and text towers start
@@ -101,15 +111,17 @@ class PretrainTask:
         model: CrossModalModel,
         config: PretrainConfig,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
         self.model = model
-        ratio = (config.mask.point_ratio_low, config.mask.point_ratio_high)
         self._frozen: list[nn.Module] = [getattr(model, tower) for tower in config.freeze]
         for module in self._frozen:
             module.requires_grad_(False)
         model.logit_scale.requires_grad_(not config.freeze_scale)
-        self.student = wrap(TriModalStudent(model, ratio, config.freeze))
+        student = TriModalStudent(model, config.mask, config.freeze)
+        student.precision = precision
+        self.student = wrap(student)
         self.pairs = [pair for pair in PAIRS if not set(pair) <= set(config.freeze)]
         self.weights: dict[str, float] = dataclasses.asdict(config.weights)
 

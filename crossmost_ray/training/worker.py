@@ -19,9 +19,9 @@ import ray.train.collective
 import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointConsistencyMode
-from torch import Tensor
+from torch import Tensor, nn
 
-from crossmost_ray.config import AdaptConfig, ClusterConfig, PretrainConfig
+from crossmost_ray.config import AdaptConfig, PretrainConfig
 from crossmost_ray.data.decode import hash_id
 from crossmost_ray.data.stream import raw_batches
 from crossmost_ray.ops.distributed import mean_over_workers, most_of_workers
@@ -32,6 +32,7 @@ from crossmost_ray.training.adapt import SCORE
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import STATE_NAME, checkpoint_name, load_state, save_state
 from crossmost_ray.training.events import log_event
+from crossmost_ray.training.execution import resolve_execution
 from crossmost_ray.training.step import NonFiniteLossError, train_step
 from crossmost_ray.training.task import EpochEnd, Task
 from crossmost_ray.training.votes import votes_name
@@ -60,14 +61,6 @@ class WorkerPlan:
     run: Store
     resume_from: str | None
     """Name of the checkpoint to go on from where Ray knows of none."""
-
-
-def resolve_precision(config: ClusterConfig, device: torch.device) -> torch.dtype:
-    """Gives the dtype of mixed precision, or float32 where the device gains nothing by one."""
-    if config.precision == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -136,17 +129,19 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     torch.set_num_threads(config.cluster.threads_per_worker)
     torch.manual_seed(config.seed)
 
-    task = build_task(config, plan.classes, ray.train.torch.prepare_model, device)
+    execution = resolve_execution(config.cluster, device)
+    task = build_task(config, plan.classes, _for_workers, device, execution)
     optimizer = build_optimizer(task.parameter_groups(), optim)
     position = _restore(plan, task, optimizer, device)
 
     if rank == 0:
         step = position.epoch * plan.steps_per_epoch + position.done
         log_event(plan.run, "started", num_workers=num_workers, step=step)
+        if execution.note is not None:
+            log_event(plan.run, "uncompiled", says=execution.note)
 
     shard = ray.train.get_dataset_shard("train")
     generator = torch.Generator(device=device)
-    precision = resolve_precision(config.cluster, device)
     num_steps = optim.epochs * plan.steps_per_epoch
     progress = _Progress(plan.run, num_steps, share * num_workers, active=rank == 0)
     notice = _Notice()
@@ -185,7 +180,7 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
                     step=step,
                     generator=generator,
                     clip_norm=optim.clip_norm,
-                    precision=precision,
+                    accumulate=optim.accumulate,
                 )
             except NonFiniteLossError as stopped:
                 # On all workers alike, so all return: to raise would have Ray try again.
@@ -233,6 +228,19 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
         position = Position([*position.history, row], lr_scale=lr_scale, stop=end.stop)
         _save_and_report(plan.run, rank, row, task, optimizer, position)
     return None
+
+
+def _for_workers(student: nn.Module) -> nn.Module:
+    """Prepares the student for exchanging gradients, if there are several workers."""
+    return ray.train.torch.prepare_model(
+        student,
+        parallel_strategy_kwargs={
+            # Each step uses the same parameters: nothing has to be searched for unused ones.
+            "static_graph": True,
+            # Gradients lie where they are sent from: a copy less, in time and in memory.
+            "gradient_as_bucket_view": True,
+        },
+    )
 
 
 def _peak_mb() -> float:

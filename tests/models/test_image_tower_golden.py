@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crossmost_ray.losses import fairness_loss, global_local_loss, masked_modelling_loss
 from crossmost_ray.models.backbones.pointbert import PointTokens
+from crossmost_ray.models.blocks import BlockForward, BlockRunner
 from crossmost_ray.models.classifier import CrossModalClassifier, CrossModalModel
 from crossmost_ray.ops.points import (
     farthest_point_sample,
@@ -176,19 +177,32 @@ def test_activations_on_the_way(tiny: CrossModalModel, golden: Golden) -> None:
 
         return hook
 
+    class Kept(BlockRunner):
+        """Image blocks are run by a function of ours, which no hook sees."""
+
+        def __call__(
+            self, forward: BlockForward, block: torch.nn.Module, x: Tensor, *more: Any
+        ) -> Tensor:
+            output = super().__call__(forward, block, x, *more)
+            place = next(ours for ours, module in tiny.named_modules() if module is block)
+            found[published_name(place)] = output
+            return output
+
     hooks = [
         module.register_forward_hook(keep(published_name(ours)))
         for ours, module in tiny.named_modules()
         if ours.startswith(("image.visual.", "point.backbone."))
         and published_name(ours) in expected
     ]
+    tiny.image.trunk.run = Kept()
     with torch.no_grad():
-        tiny.image.embed(golden_images())
+        tiny.image(golden_images())
         tiny.point.embed(golden_points())
+    tiny.image.trunk.run = BlockRunner()
     for hook in hooks:
         hook.remove()
     found["visual.conv1"] = found["visual.conv1"].flatten(2).transpose(1, 2)
-    assert found.keys() == expected.keys()
+    assert found.keys() >= expected.keys()
     assert len(expected) == 9
     for name, activation in expected.items():
         check(found[name][:1], activation)  # of the first object

@@ -165,13 +165,23 @@ def test_the_tokens_outside_the_mask_get_a_gradient_and_hidden_ones_none() -> No
 def test_branches_are_dropped_whole_and_made_up_for() -> None:
     torch.manual_seed(0)
     block = Block(16, 2, drop_path=0.25).train()
-    branch = torch.ones(4000, 2, 16)
-    dropped = block._drop(branch)
-    values = dropped.flatten(1)
-    assert (values == values[:, :1]).all(), "an object's branch is dropped whole"
-    assert {round(x, 5) for x in values[:, 0].unique().tolist()} == {0.0, round(4 / 3, 5)}
-    assert values.mean().item() == pytest.approx(1.0, abs=0.04)
-    assert block.eval()._drop(branch) is branch
+    x = torch.randn(4000, 2, 16)
+    kept = block.draw(x)
+    assert kept is not None
+    for factor in kept:
+        assert factor.shape == (4000, 1, 1)
+        assert {round(value, 5) for value in factor.unique().tolist()} == {0.0, round(4 / 3, 5)}
+        assert factor.mean().item() == pytest.approx(1.0, abs=0.04)
+    assert not torch.equal(*kept), "each branch has a chance of its own"
+    with torch.no_grad():
+        attended = block.attn(block.norm1(x))
+        middle = x + attended * kept[0]
+        expected = middle + block.mlp(block.norm2(middle)) * kept[1]
+        torch.testing.assert_close(block(x, kept), expected)
+        lost = (kept[0].flatten() == 0) & (kept[1].flatten() == 0)
+        assert lost.any()
+        assert torch.equal(block(x, kept)[lost], x[lost]), "an object's branches are dropped whole"
+    assert block.eval().draw(x) is None
 
 
 def test_evaluation_drops_nothing_and_repeats_itself() -> None:

@@ -59,8 +59,12 @@ def test_the_image_embedding_is_that_of_open_clip(model: CrossModalModel) -> Non
 def test_a_mask_of_nothing_hides_nothing(model: CrossModalModel) -> None:
     with torch.no_grad():
         seen = model.image(images(), torch.zeros(2, 64, dtype=torch.bool))
-        for ours, theirs in zip(seen, model.image(images()), strict=True):
-            assert torch.equal(ours, theirs)
+        plain = model.image(images())
+    assert seen.hidden is not None
+    assert not seen.hidden.any()
+    assert plain.hidden is None
+    for ours, theirs in zip(seen[:-1], plain[:-1], strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_hidden_patches_are_not_seen(model: CrossModalModel) -> None:
@@ -638,9 +642,18 @@ def test_the_masked_pass_hides_as_asked(model: CrossModalModel) -> None:
     mask = torch.zeros(2, 64, dtype=torch.bool)
     mask[:, :20] = True
     with torch.no_grad():
-        out = ours(images(), points(), mask, point_ratio=(0.25, 0.25), generator=torch.Generator())
+        out = ours(
+            images(),
+            points(),
+            mask,
+            most_hidden=24,
+            point_ratio=(0.25, 0.25),
+            generator=torch.Generator(),
+        )
         plain = ours.predict(images(), points())
-        assert out.point_mask.sum(dim=1).tolist() == [8, 8]
+        assert out.point.hidden.sum(dim=1).tolist() == [8, 8]
+        assert out.image.hidden.sum(dim=1).tolist() == [20, 20]
+        assert out.image.hidden.shape == (2, 24)
         assert out.logit_scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
         torch.testing.assert_close(out.image.embed, model.image(images(), mask).embed)
         torch.testing.assert_close(out.prediction.image_logits, ours.logits(out.image.embed))
@@ -656,6 +669,7 @@ def test_the_masked_pass_with_nothing_hidden_is_the_prediction(model: CrossModal
             images(),
             points(),
             torch.zeros(2, 64, dtype=torch.bool),
+            most_hidden=64,
             point_ratio=(0.0, 0.0),
             generator=torch.Generator(),
         )

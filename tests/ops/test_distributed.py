@@ -105,7 +105,6 @@ def error_of_a_broken_step(rank: int) -> str:
             step=4,
             generator=torch.Generator(),
             clip_norm=1.0,
-            precision=torch.float32,
         )
     except NonFiniteLossError as error:
         return str(error)

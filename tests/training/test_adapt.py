@@ -44,7 +44,6 @@ def take_steps(task: AdaptTask, optimizer: torch.optim.Optimizer, steps: range) 
             step=step,
             generator=rng(step),
             clip_norm=10.0,
-            precision=torch.float32,
         )
 
 
@@ -380,7 +379,6 @@ def test_a_few_steps_on_one_batch_lower_its_objective(model: CrossModalModel) ->
             step=step,
             generator=rng(),
             clip_norm=10.0,
-            precision=torch.float32,
         )
         seen.append(scalars)
     assert seen[-1]["loss"] < 0.9 * seen[0]["loss"]

@@ -187,9 +187,10 @@ def test_the_ids_are_those_of_the_strong_cloud_in_full_precision(by_ids: AdaptTa
     named = tokenizer.token_ids
     tokenizer.token_ids = lambda *cloud: seen.append(cloud) or named(*cloud)  # type: ignore
     batch = raw_batch(3, captions=False)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        by_ids.losses(batch, rng())
-        points = by_ids.augment(batch, rng()).points_strong
+    by_ids.bare_student.precision = torch.bfloat16
+    by_ids.losses(batch, rng())
+    by_ids.bare_student.precision = torch.float32
+    points = by_ids.augment(batch, rng()).points_strong
     ((groups, centers),) = seen
     assert (groups.shape, centers.shape) == ((3, 32, 16, 3), (3, 32, 3))
     assert groups.dtype == centers.dtype == torch.float32

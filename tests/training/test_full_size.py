@@ -80,7 +80,6 @@ def test_two_steps_at_full_size_are_finite_and_fit_into_sixteen_gigabytes() -> N
             step=step,
             generator=generator,
             clip_norm=10.0,
-            precision=torch.float32,
         )
         assert all(value.isfinite() for value in scalars.values()), scalars
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

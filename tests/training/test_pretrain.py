@@ -140,7 +140,6 @@ def test_a_dozen_steps_teach_four_easy_classes(model: CrossModalModel) -> None:
             step=step,
             generator=rng(step),
             clip_norm=10.0,
-            precision=torch.float32,
         )
         losses.append(scalars["loss"].item())
     assert sum(losses[-3:]) < 0.85 * sum(losses[:3])
@@ -168,7 +167,6 @@ def test_frozen_towers_stand_still_while_the_point_tower_learns(tmp_path: Path) 
         step=0,
         generator=rng(),
         clip_norm=10.0,
-        precision=torch.float32,
     )
     moved = {n for n, value in task.model.state_dict().items() if not torch.equal(value, before[n])}
     assert {name.partition(".")[0] for name in moved} == {"point"}

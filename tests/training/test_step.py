@@ -57,7 +57,6 @@ def step(task: TwoTerms, *, lr: float = 0.01, clip_norm: float = 100.0) -> dict[
         step=11,
         generator=torch.Generator(),
         clip_norm=clip_norm,
-        precision=torch.float32,
     )
 
 
@@ -119,26 +118,57 @@ def test_terms_that_cancel_are_still_found_out() -> None:
         step(task)
 
 
-def test_mixed_precision_is_used_inside_the_task_only() -> None:
-    seen: list[torch.dtype] = []
+class MeanOfNames(TwoTerms):
+    """A task whose term is a times the mean of the batch's object ids."""
 
-    class Half(TwoTerms):
-        def losses(self, batch: RawBatch, generator: torch.Generator) -> dict[str, Tensor]:
-            product = torch.ones(2, 2) @ torch.ones(2, 2)
-            seen.append(product.dtype)
-            return {"line": product.sum() * dict(self.student.named_parameters())["a"].sum()}
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
 
-    for precision in (torch.bfloat16, torch.float32):
-        task = Half()
-        scalars = train_step(
-            task,
+    def losses(self, batch: RawBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        self.sizes.append(len(batch.object_id))
+        assert [str(int(k)) for k in batch.object_id] == list(batch.names)
+        mean = batch.object_id.float().mean()
+        return {"line": mean * dict(self.student.named_parameters())["a"].sum()}
+
+
+def numbered(size: int) -> RawBatch:
+    return RawBatch(
+        torch.zeros(size, 1),
+        torch.zeros(size, 1),
+        torch.arange(size),
+        (),
+        tuple(map(str, range(size))),
+    )
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [(1, [7]), (2, [3, 4]), (3, [2, 2, 3]), (7, [1] * 7)])
+def test_a_batch_in_parts_is_one_step_of_the_whole_batch(parts: int, sizes: list[int]) -> None:
+    task = MeanOfNames()
+    scalars = train_step(
+        task,
+        torch.optim.SGD(task.student.parameters(), lr=0.01),
+        numbered(7),
+        step=4,
+        generator=torch.Generator(),
+        clip_norm=100.0,
+        accumulate=parts,
+    )
+    assert task.sizes == sizes
+    # The mean of 0 to 6 is 3, whatever the parts: the gradient, and what is logged.
+    assert task.values == pytest.approx([2 - 0.03, 5])
+    assert scalars["loss/line"].item() == pytest.approx(6)
+    assert task.followed == [4]
+
+
+def test_more_parts_than_objects_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a batch of 3 can't be cut into 4 parts; lower optim"):
+        train_step(
+            task := MeanOfNames(),
             torch.optim.SGD(task.student.parameters(), lr=0.1),
-            BATCH,
+            numbered(3),
             step=0,
             generator=torch.Generator(),
             clip_norm=1.0,
-            precision=precision,
+            accumulate=4,
         )
-        assert scalars["loss"].dtype == torch.float32
-        assert not torch.is_autocast_enabled("cpu")
-    assert seen == [torch.bfloat16, torch.float32]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmost_ray.models.backbones.base import PointFeatures, PointTokens, check_num_points
+from crossmost_ray.models.blocks import BlockRunner, call
 from crossmost_ray.ops.points import group_points
 
 FpsStart = Literal["first", "random"]
@@ -72,8 +73,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes (B, L, width) tokens."""
         B, L, width = x.shape
-        query, key, value = self.qkv(x).reshape(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        query, key, value = self.qkv(x).reshape(B, L, 3, self.heads, -1).unbind(2)
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        )
         return self.proj(mixed.transpose(1, 2).reshape(B, L, width))
 
 
@@ -101,16 +104,22 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
         self.drop_path = drop_path
 
-    def _drop(self, branch: Tensor) -> Tensor:
+    def draw(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Draws which objects' branches are dropped, of (B, L, width) tokens: for each of the two
+        branches (B, 1, 1) float, 0 or what makes up for those that are; None where none can be."""
         if not self.training or self.drop_path == 0.0:
-            return branch
+            return None
         keep = 1.0 - self.drop_path
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep) / keep
+        first, second = (x.new_empty(len(x), 1, 1).bernoulli_(keep) for _ in range(2))
+        return first.div_(keep), second.div_(keep)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, L, width) tokens to the same shape."""
-        x = x + self._drop(self.attn(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, kept: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Maps (B, L, width) tokens to the same shape; `kept` is what `draw` gave."""
+        # Drawn outside: what is compiled then serves all blocks, whatever their chance.
+        attended = self.attn(self.norm1(x))
+        x = x + (attended if kept is None else attended * kept[0])
+        read = self.mlp(self.norm2(x))
+        return x + (read if kept is None else read * kept[1])
 
 
 class Trunk(nn.Module):
@@ -120,11 +129,14 @@ class Trunk(nn.Module):
         super().__init__()
         rates = [drop_path * k / max(depth - 1, 1) for k in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
+        self.run = BlockRunner()
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """Maps (B, L, width) tokens with (B, L, width) positions to the same shape."""
         for block in self.blocks:
-            x = block(x + position)
+            assert isinstance(block, Block)
+            x = x + position
+            x = self.run(call, block, x, block.draw(x))
         return x
 
 

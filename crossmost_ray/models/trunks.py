@@ -1,0 +1,305 @@
+"""Vision transformers of open_clip and timm under one face, that of the image tower's trunk."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossmost_ray.config import ConfigError
+from crossmost_ray.models.blocks import BlockRunner, call
+
+
+class Trunk(Protocol):
+    """What the tower asks of a vision transformer. W is its width."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_prefix: int
+    """Tokens before the patches, the first of them the CLS token."""
+    blocks: str
+    """What the names of the blocks' parameters begin with, up to the number of the block."""
+    stem: tuple[str, ...]
+    """What the names of the parameters before the blocks begin with."""
+    run: BlockRunner
+    """How its blocks are run."""
+
+    def problems(self) -> list[str]:
+        """Says what keeps it from being masked, if anything does."""
+        ...
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Embeds (B, 3, R, R) images as (B, P, W), without position."""
+        ...
+
+    pools_cls: bool
+    """Whether pooling looks at the CLS token alone."""
+
+    def tokens(self, patches: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Reads (B, P, W) patches.
+
+        Args:
+            patches: (B, P, W).
+            asked: (B, Q) int64, the tokens that are asked for; None for all, in their order.
+
+        Returns:
+            (B, Q, W) after the last block, before any norm; Q is num_prefix + P where all are
+            asked for.
+        """
+        ...
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Makes (B, W) features of all tokens, or, where `pools_cls`, of any that begin with the
+        CLS token."""
+        ...
+
+    def project(self, features: Tensor) -> Tensor:
+        """Maps (..., W) features to (..., D), the shared space."""
+        ...
+
+
+class _QuickGelu(torch.autograd.Function):
+    """x sigmoid(1.702 x) as silu(s) / 1.702 of s = 1.702 x: in the gradient the factors cancel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).mul_(1 / 1.702)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (scaled,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, scaled)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Computes x sigmoid(1.702 x) of any shape, in a third of the passes over memory that its
+    formula takes, and keeps one tensor for the gradient in place of two.
+
+    Source:
+        CLIP (Radford et al., 2021), its activation.
+    """
+    return _QuickGelu.apply(x)
+
+
+def take_tokens(x: Tensor, places: Tensor) -> Tensor:
+    """Takes (B, Q, W) tokens of (B, L, W) by (B, Q) int64 places."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def clip_block(block: nn.Module, x: Tensor, quick: bool, asked: Tensor | None) -> Tensor:
+    """Runs one of open_clip's plain blocks, of its parameters.
+
+    Its own forward pass lays tokens out as (L, B, W) inside, which copies them back and forth, and
+    in bfloat16 on a CPU repeats the weights for each token: four times slower than this.
+
+    Args:
+        block: A ResidualAttentionBlock that attends to its own input.
+        x: (B, L, W) tokens.
+        quick: Whether its activation is `quick_gelu`.
+        asked: (B, Q) int64, the tokens that are asked for: the others are looked at, and not
+            computed. None asks for all, in their order.
+
+    Returns:
+        (B, Q, W).
+    """
+    attn, mlp = block.attn, block.mlp
+    assert isinstance(attn, nn.MultiheadAttention)
+    assert isinstance(mlp, nn.Sequential)
+    heads, W = attn.num_heads, attn.embed_dim
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias
+    normed = block.ln_1(x)  # type: ignore[operator]
+    # Unbound before transposed: on the way back, the three gradients are laid out side by side in
+    # one copy, as the product that follows wants them.
+    if asked is None:
+        packed = F.linear(normed, weight, bias).unflatten(-1, (3, heads, -1))
+        query, key, value = packed.unbind(2)
+    else:
+        x = take_tokens(x, asked)
+        few = take_tokens(normed, asked)
+        query = F.linear(few, weight[:W], bias[:W]).unflatten(-1, (heads, -1))
+        key, value = F.linear(normed, weight[W:], bias[W:]).unflatten(-1, (2, heads, -1)).unbind(2)
+    mixed = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    )
+    x = x + block.ls_1(attn.out_proj(mixed.transpose(1, 2).flatten(2)))  # type: ignore[operator]
+    inner, activation, outer = mlp
+    opened = inner(block.ln_2(x))  # type: ignore[operator]
+    opened = quick_gelu(opened) if quick else activation(opened)
+    return x + block.ls_2(outer(opened))  # type: ignore[operator]
+
+
+class OpenClipTrunk:
+    """open_clip's own VisionTransformer, pooled by its CLS token or by its patches' mean."""
+
+    num_prefix = 1
+    blocks = "visual.transformer.resblocks."
+    stem: tuple[str, ...] = (
+        "visual.conv1",
+        "visual.class_emb",
+        "visual.positional_emb",
+        "visual.ln_pre",
+    )
+
+    def __init__(self, visual: Any) -> None:
+        self.visual = visual
+        self.image_size = int(visual.image_size[0])
+        self.patch_size = int(visual.patch_size[0])
+        self.width = int(visual.conv1.out_channels)
+        self.depth = len(visual.transformer.resblocks)
+        self.run = BlockRunner()
+        self.pools_cls = visual.pool_type == "tok"
+        # Options of later models make blocks of another class.
+        from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+
+        blocks = visual.transformer.resblocks
+        self._plain = all(type(block) is ResidualAttentionBlock for block in blocks)
+        self._quick = self._plain and isinstance(blocks[0].mlp.gelu, QuickGELU)
+
+    def problems(self) -> list[str]:
+        visual = self.visual
+        found = {
+            "its images are not square": len({*visual.image_size}) > 1,
+            "it pools by attention": visual.attn_pool is not None,
+            "it does not pool its tokens": visual.pool_type not in ("tok", "avg"),
+            "it drops patches while training": not isinstance(visual.patch_dropout, nn.Identity),
+        }
+        return [problem for problem, there in found.items() if there]
+
+    def patches(self, images: Tensor) -> Tensor:
+        patches: Tensor = self.visual.conv1(images).flatten(2).transpose(1, 2)
+        return patches
+
+    def tokens(self, patches: Tensor, asked: Tensor | None = None) -> Tensor:
+        visual, dtype = self.visual, patches.dtype
+        cls_token = visual.class_embedding.to(dtype).expand(len(patches), 1, -1)
+        x = torch.cat([cls_token, patches], dim=1) + visual.positional_embedding.to(dtype)
+        x = visual.ln_pre(x)
+        *blocks, last = visual.transformer.resblocks
+        if not self._plain:
+            for block in (*blocks, last):
+                x = self.run(call, block, x)
+            return x if asked is None else take_tokens(x, asked)
+        for block in blocks:
+            x = self.run(clip_block, block, x, self._quick, None)
+        return self.run(clip_block, last, x, self._quick, asked)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        visual = self.visual
+        if visual.pool_type == "tok":
+            features: Tensor = visual.ln_post(tokens[:, 0])
+        elif visual.final_ln_after_pool:
+            features = visual.ln_post(tokens[:, 1:].mean(dim=1))
+        else:
+            features = visual.ln_post(tokens[:, 1:]).mean(dim=1)
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        projected: Tensor = features @ self.visual.proj
+        return projected
+
+
+class TimmTrunk:
+    """timm's VisionTransformer or Eva inside open_clip's TimmModel, pooled as timm pools it."""
+
+    blocks = "visual.trunk.blocks."
+    stem: tuple[str, ...] = tuple(
+        f"visual.trunk.{name}"
+        for name in ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "rope")
+    )
+
+    def __init__(self, visual: Any) -> None:
+        self.visual = visual
+        self.trunk = visual.trunk
+        self.image_size = int(self.trunk.patch_embed.img_size[0])
+        self.patch_size = int(self.trunk.patch_embed.patch_size[0])
+        self.width = int(self.trunk.embed_dim)
+        self.depth = len(self.trunk.blocks)
+        self.num_prefix = int(self.trunk.num_prefix_tokens)
+        self.pools_cls = self.trunk.global_pool == "token" and self.trunk.attn_pool is None
+        self.run = BlockRunner()
+
+    def problems(self) -> list[str]:
+        from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
+        from timm.layers.patch_embed import PatchEmbed
+
+        trunk = self.trunk
+        rope = getattr(trunk, "rope", None)
+        found = {
+            "its images are not square": len({*trunk.patch_embed.img_size}) > 1,
+            "it has no CLS token": trunk.cls_token is None,
+            "it knows no position": trunk.pos_embed is None and rope is None,
+            "its positions differ from block to block": getattr(trunk, "rope_mixed", False),
+            # A stem of several convolutions would tell neighbours what is hidden.
+            "its patches come out of a convolutional stem": type(trunk.patch_embed)
+            is not PatchEmbed,
+            "it pools by attention": trunk.attn_pool is not None,
+            "it drops patches while training": isinstance(
+                trunk.patch_drop, PatchDropout | PatchDropoutWithIndices
+            ),
+        }
+        return [problem for problem, there in found.items() if there]
+
+    def patches(self, images: Tensor) -> Tensor:
+        patches: Tensor = self.trunk.patch_embed(images)
+        # Models that take several sizes keep the grid until positions are added.
+        return patches.flatten(1, 2) if self.trunk.dynamic_img_size else patches
+
+    def tokens(self, patches: Tensor, asked: Tensor | None = None) -> Tensor:
+        trunk = self.trunk
+        if trunk.dynamic_img_size:
+            patches = patches.unflatten(1, trunk.patch_embed.grid_size)
+        placed = trunk._pos_embed(patches)
+        # Eva hands on rotary positions, which every block turns its queries and keys by.
+        x, rotary = placed if isinstance(placed, tuple) else (placed, None)
+        x = trunk.norm_pre(x)
+        for block in trunk.blocks:
+            x = self.run(call, block, x) if rotary is None else self.run(call, block, x, rotary)
+        return x if asked is None else take_tokens(x, asked)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.trunk.forward_head(self.trunk.norm(tokens), pre_logits=True)
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        # One of the two heads is the identity: which one, the model's configuration says.
+        projected: Tensor = self.visual.head(self.trunk.head(features))
+        return projected
+
+
+def build_trunk(visual: Any, name: str) -> Trunk:
+    """Gives the vision half of an open_clip model the one face that the tower knows.
+
+    Args:
+        visual: Of the open_clip model; it stays as it is.
+        name: Of the model, for the message.
+
+    Raises:
+        ConfigError: If it is no vision transformer, or none that can be masked.
+    """
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+    from timm.models import eva, vision_transformer
+
+    def refusal(problems: list[str]) -> ConfigError:
+        return ConfigError(
+            f"the image tower of '{name}' can't be masked: {', '.join(problems)}; take one such as "
+            "ViT-B-16-quickgelu, ViT-L-14, EVA02-B-16 or timm:vit_base_patch16_224"
+        )
+
+    inner = visual.trunk if isinstance(visual, TimmModel) else visual
+    # Not isinstance: a class derived from one of these computes something else.
+    if type(inner) is VisionTransformer:
+        trunk: Trunk = OpenClipTrunk(visual)
+    elif type(inner) in (vision_transformer.VisionTransformer, eva.Eva):
+        trunk = TimmTrunk(visual)
+    else:
+        raise refusal([f"it is a {type(inner).__name__}, no plain vision transformer"])
+    if problems := trunk.problems():
+        raise refusal(problems)
+    return trunk
