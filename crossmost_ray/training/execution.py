@@ -27,6 +27,17 @@ class Execution:
     """Why it is not as the config asks, if it isn't."""
 
 
+def exchange_options(accumulate: int) -> dict[str, bool]:
+    """Says how DistributedDataParallel exchanges the workers' gradients of a step in parts."""
+    return {
+        # Each step uses the same parameters: nothing is searched for unused ones. What is known
+        # of a static graph comes from a first pass that exchanges, which that of a part does not.
+        "static_graph": accumulate == 1,
+        # Gradients lie where they are sent from: a copy less, in time and in memory.
+        "gradient_as_bucket_view": True,
+    }
+
+
 PLAIN = Execution(torch.float32, BlockRunner())
 
 

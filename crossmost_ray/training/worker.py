@@ -9,6 +9,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from crossmost_ray.training.adapt import SCORE
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.checkpoint import STATE_NAME, checkpoint_name, load_state, save_state
 from crossmost_ray.training.events import log_event
-from crossmost_ray.training.execution import resolve_execution
+from crossmost_ray.training.execution import exchange_options, resolve_execution
 from crossmost_ray.training.step import NonFiniteLossError, train_step
 from crossmost_ray.training.task import EpochEnd, Task
 from crossmost_ray.training.votes import votes_name
@@ -130,7 +131,8 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     torch.manual_seed(config.seed)
 
     execution = resolve_execution(config.cluster, device)
-    task = build_task(config, plan.classes, _for_workers, device, execution)
+    wrap = partial(_for_workers, accumulate=optim.accumulate)
+    task = build_task(config, plan.classes, wrap, device, execution)
     optimizer = build_optimizer(task.parameter_groups(), optim)
     position = _restore(plan, task, optimizer, device)
 
@@ -230,16 +232,10 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     return None
 
 
-def _for_workers(student: nn.Module) -> nn.Module:
+def _for_workers(student: nn.Module, accumulate: int) -> nn.Module:
     """Prepares the student for exchanging gradients, if there are several workers."""
     return ray.train.torch.prepare_model(
-        student,
-        parallel_strategy_kwargs={
-            # Each step uses the same parameters: nothing has to be searched for unused ones.
-            "static_graph": True,
-            # Gradients lie where they are sent from: a copy less, in time and in memory.
-            "gradient_as_bucket_view": True,
-        },
+        student, parallel_strategy_kwargs=exchange_options(accumulate)
     )
 
 

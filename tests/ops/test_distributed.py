@@ -24,6 +24,7 @@ from crossmost_ray.ops.distributed import (
     worker_rank,
 )
 from crossmost_ray.schema import RawBatch
+from crossmost_ray.training.execution import exchange_options
 from crossmost_ray.training.step import NonFiniteLossError, train_step
 
 WORKERS = 2
@@ -111,6 +112,38 @@ def error_of_a_broken_step(rank: int) -> str:
     return "no error"
 
 
+class Shares:
+    """A task of one weight w, whose loss is w times the mean of the worker's numbers."""
+
+    def __init__(self) -> None:
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(layer.weight)
+        self.student = DistributedDataParallel(layer, **exchange_options(2))
+        self.weights = {"term": 1.0}
+
+    def losses(self, batch: RawBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"term": self.student(batch.object_id.float()[:, None]).mean()}
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return {}
+
+    def after_step(self, step: int) -> None: ...
+
+
+def weights_of_steps_in_parts(rank: int) -> list[float]:
+    """Takes three steps in two parts each, over numbers of this worker's own."""
+    task: Any = Shares()
+    optimizer = torch.optim.SGD(task.student.parameters(), lr=1.0)
+    seen = []
+    for step in range(3):
+        numbers = torch.arange(4) + 10 * rank + step
+        batch = RawBatch(numbers, numbers, numbers, (), tuple("abcd"))
+        options = {"step": step, "generator": torch.Generator(), "clip_norm": 1e6}
+        train_step(task, optimizer, batch, accumulate=2, **options)
+        seen.append(task.student.module.weight.item())
+    return seen
+
+
 def worker(rank: int, folder: str) -> None:
     """What each of the two processes does; what it finds it leaves in a file."""
     torch.set_num_threads(1)
@@ -132,6 +165,7 @@ def worker(rank: int, folder: str) -> None:
     found["gathered"] = gather_from_workers(images[share])
     found["mean"] = mean_over_workers(torch.tensor([1.0 + rank, 10.0 * rank]))
     found["error"] = error_of_a_broken_step(rank)
+    found["parts"] = weights_of_steps_in_parts(rank)
     torch.save(found, f"{folder}/found-{rank}.pt")
     dist.destroy_process_group()
 
@@ -197,3 +231,8 @@ def test_a_share_alone_gives_another_gradient() -> None:
         halves.append(part.image.weight.grad)
     alignment(*towers(images, points), NAMES).backward()
     assert not torch.allclose((halves[0] + halves[1]) / 2, towers.image.weight.grad, rtol=1e-2)
+
+
+def test_steps_in_parts_exchange_their_gradients_once(found: list[dict[str, Any]]) -> None:
+    # Means over both workers: 6.5, 7.5 and 8.5. Each step moves by its mean.
+    assert found[0]["parts"] == found[1]["parts"] == pytest.approx([-6.5, -14.0, -22.5])

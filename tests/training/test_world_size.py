@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from crossmost_ray.models.classifier import build_classifier
 from crossmost_ray.schema import PairBatch, RawBatch
 from crossmost_ray.training.adapt import AdaptTask
+from crossmost_ray.training.execution import exchange_options
 from crossmost_ray.training.step import weighted_sum
 from tests.synthetic import CLASSES, adapt_config, fresh_model, raw_batch
 
@@ -47,8 +49,8 @@ def whole_batch(task: AdaptTask) -> tuple[PairBatch, Tensor]:
 
 def gradients(threshold: float, rank: int, num_workers: int) -> dict[str, Any]:
     """The loss and its gradients, of this worker's share of the eight pairs."""
-    wrap = DistributedDataParallel if num_workers > 1 else lambda module: module
-    task = task_of(threshold, wrap)
+    wrap: Any = partial(DistributedDataParallel, **exchange_options(1))
+    task = task_of(threshold, wrap if num_workers > 1 else lambda module: module)
     pairs, mask = whole_batch(task)
     share = slice(rank * PAIRS // num_workers, (rank + 1) * PAIRS // num_workers)
     own, own_mask = PairBatch(*(part[share] for part in pairs)), mask[share]
