@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup system browser adapt sweep dashboard table pretrain prepare test test-cluster check style clean
+.PHONY: help setup system browser adapt sweep dashboard table pretrain prepare test test-cluster bench check style clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,6 +68,15 @@ test: setup system browser  ## all tests
 # Each starts a cluster of its own: one after the other.
 test-cluster: setup  ## nodes that come and go, jobs that are submitted
 	$(BIN)/python -m pytest -m cluster
+
+# Ratios measured side by side, appended to benchmarks/results and compared with what stands there.
+bench: setup  ## the short benchmarks (10 minutes), and what has become slower
+	$(BIN)/python benchmarks/point_ops.py
+	$(BIN)/python benchmarks/step.py --quick
+	$(BIN)/python benchmarks/input.py --quick
+	$(BIN)/python benchmarks/startup.py --quick
+	$(BIN)/python benchmarks/growth.py --quick
+	$(BIN)/python benchmarks/compare.py
 
 style: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -577,6 +577,20 @@ class EvaluationConfig:
     """A confidence above this counts as confident in the label-free report."""
 
 
+def _check_parts(data: DataConfig, optim: OptimConfig, cluster: ClusterConfig) -> None:
+    """Refuses to cut a worker's share of a batch into more parts than it has pairs.
+
+    Raises:
+        ValueError: If it would be.
+    """
+    share = data.batch_size // cluster.most_workers
+    if optim.accumulate > max(share, 1):
+        raise ValueError(
+            f"optim.accumulate {optim.accumulate} cuts a worker's {share} pairs of data.batch_size "
+            f"{data.batch_size} into more parts than there are; take at most {share}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AdaptConfig:
     """One run of label-free adaptation."""
@@ -618,6 +632,7 @@ class AdaptConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
+        _check_parts(self.data, self.optim, self.cluster)
         by_ids = self.compat.mpm_target == "token_ids"
         if by_ids and self.point_tokenizer is None:
             raise ValueError(
@@ -780,6 +795,7 @@ class PretrainConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
+        _check_parts(self.data, self.optim, self.cluster)
         if self.freeze and self.model.start is None:
             raise ValueError(
                 f"freeze names {', '.join(self.freeze)}, but model.start names no folder to take "

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.compare import changes, is_worse, ratios
 from benchmarks.copies import NUM_POINTS, NUM_VIEWS, SHARD_OBJECTS, write_copies
 from benchmarks.memory import (
     Point,
@@ -160,3 +161,27 @@ def test_copies_are_shards_that_training_takes_each_object_once(tmp_path: Path) 
     stored = sum(path.stat().st_size for path in Path(shards).glob("*.parquet")) / 1e6
     assert mb > number * NUM_POINTS * 12 / 1e6
     assert stored == pytest.approx(mb, rel=0.1)
+
+
+def line(size: int, ratio: float, **more: object) -> dict[str, object]:
+    ways = {"ours": {"s": 1.0, "ratio": ratio}, "published": {"ratio": 1.0}}
+    return {"date": str(ratio), "batch_size": size, "groups": ways, **more}
+
+
+def test_ratios_are_found_wherever_they_lie() -> None:
+    assert dict(ratios(line(4, 2.5))) == {"groups / ours": 2.5}
+    assert dict(ratios({"ratio": 3, "deep": {"er": {"ratio": 0.5}}})) == {"": 3, "deep / er": 0.5}
+
+
+def test_the_newest_line_is_compared_with_the_middle_of_those_at_its_settings() -> None:
+    lines = [line(4, 2.0), line(4, 9.0), line(8, 1.0), line(4, 3.0), line(4, 2.2, load=7.5)]
+    # Of 2, 9 and 3 the middle; the load of the machine is no setting, the batch is.
+    assert list(changes(lines)) == [("groups / ours", 3.0, 2.2)]
+
+
+def test_what_is_gained_must_not_fall_and_what_is_paid_must_not_rise() -> None:
+    assert is_worse(2.0, 1.6, cost=False)
+    assert not is_worse(2.0, 1.8, cost=False)
+    assert not is_worse(2.0, 3.0, cost=False)
+    assert is_worse(1.0, 1.2, cost=True)
+    assert not is_worse(1.0, 0.5, cost=True)

@@ -158,6 +158,15 @@ def test_fields_that_contradict_each_other_are_refused(sections: dict[str, Any],
     assert refusal(**sections).splitlines()[1:] == [f"  {section}: {rule}"]
 
 
+def test_more_parts_than_a_worker_has_pairs_are_refused() -> None:
+    told = refusal(
+        data={"shards": "s", "batch_size": 32},
+        optim={"accumulate": 9},
+        cluster={"num_workers": [1, 4]},
+    )
+    assert "optim.accumulate 9 cuts a worker's 8 pairs of data.batch_size 32 into more" in told
+
+
 @pytest.mark.parametrize(
     ("classes", "problem"),
     [
