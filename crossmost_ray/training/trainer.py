@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 import yaml
-from ray.train import DataConfig
+from ray.train import DataConfig, WorkerGroupError
 
 # `ray.train` names these, too, but to a type checker as those of its older version.
 from ray.train.v2.api.callback import UserCallback
@@ -32,11 +32,13 @@ from crossmost_ray.config import (
     config_dict,
 )
 from crossmost_ray.data.decode import view_size
-from crossmost_ray.data.shards import class_names, list_shards
+from crossmost_ray.data.shards import class_names, find_row, list_shards
 from crossmost_ray.data.stream import (
     TRAIN_COLUMNS,
+    BrokenViewError,
     check_shards,
     count_text,
+    name_left_out,
     steps_per_epoch,
     stream_pairs,
 )
@@ -188,6 +190,19 @@ def size_text(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
+def _cure(failed: WorkerGroupError, shards: str, files: Sequence[str]) -> ConfigError | None:
+    """Says what a user can do about workers that failed; None where that is nothing."""
+    for error in failed.worker_failures.values():
+        if isinstance(error, BrokenViewError):
+            place = find_row(shards, files, error.object_id)
+            where = "" if place is None else f"{place[0]}, row {place[1]}: "
+            return ConfigError(
+                f"{where}{error}; prepare the row anew, or name or leave out all such rows before "
+                "the next start with data.check=full and data.bad_rows"
+            )
+    return None
+
+
 def train(
     config: AdaptConfig | PretrainConfig,
     *,
@@ -205,8 +220,8 @@ def train(
         The run's folder.
 
     Raises:
-        ConfigError: For everything that a user can cure; but for a loss that is not finite, before
-            any worker starts.
+        ConfigError: For everything that a user can cure; but for a loss that is not finite and a
+            view that only decoding finds broken, before any worker starts.
         ray.train.TrainingFailedError: If the workers fail.
     """
     classes: list[str] = []
@@ -225,8 +240,8 @@ def train(
     check = check_shards(config.data.shards, files, config.data, view_size=size, columns=columns)
     for note in facts.notes:
         say(note)
-    for row in check.bad:
-        say(f"left out: {row}")
+    for line in name_left_out(check.bad):
+        say(line)
     fewest, most = cluster.fewest_workers, cluster.most_workers
     steps = steps_per_epoch(check, config.data, fewest, most)
     run = open_run(config, resume=resume)
@@ -295,7 +310,10 @@ def train(
     write_about(run, num_objects=check.num_good, steps_per_epoch=steps)
     run.write(CLASSES_NAME, json.dumps(classes) + "\n")
     with working(run, "training"), shown(run, config.optim.epochs, cluster):
-        result: Any = trainer.fit()
+        try:
+            result: Any = trainer.fit()
+        except WorkerGroupError as failed:
+            raise _cure(failed, config.data.shards, files) or failed from None
     stopped: str | None = result.return_value
     if stopped is not None:
         kept = list_checkpoints(run)
