@@ -23,7 +23,8 @@ def exponent(points: Sequence[tuple[float, float]]) -> float | None:
     if len({x for x, _ in points}) < 2 or min(min(point) for point in points) <= 0:
         return None
     x, y = np.log(np.array(points, dtype=np.float64)).T
-    return float(np.polyfit(x, y, 1)[0])
+    # Not "-0.00" for what stays as it is.
+    return round(float(np.polyfit(x, y, 1)[0]), 9) + 0.0
 
 
 def svg(x_label: str, panels: Mapping[str, Lines]) -> str:

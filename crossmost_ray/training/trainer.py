@@ -48,6 +48,7 @@ from crossmost_ray.training.build import ModelFacts, inspect_model
 from crossmost_ray.training.checkpoint import PREFIX, list_checkpoints
 from crossmost_ray.training.status import CLASSES_NAME, working, write_about
 from crossmost_ray.training.trackers.follow import TrackerCallback, check_trackers
+from crossmost_ray.training.votes import bytes_per_object
 from crossmost_ray.training.watch import EventLog, say, shown
 from crossmost_ray.training.worker import WorkerPlan, run_worker
 
@@ -64,8 +65,8 @@ START_LIMIT_S = {"fixed": 600, "elastic": 60}
 on a lost node's CPUs for so long. With a fixed number there is nothing to gain but a crowd of
 half-started workers on a slow machine."""
 
-MAY_CHANGE = ("cluster", "evaluation", "output", "keep_checkpoints", "trackers")
-"""Sections that a resumed run may change: they don't change what is learned."""
+MAY_CHANGE = ("cluster", "evaluation", "output", "keep_checkpoints", "trackers", "data.check")
+"""Sections and keys that a resumed run may change: they don't change what is learned."""
 
 
 def check_cluster(config: ClusterConfig) -> None:
@@ -123,7 +124,7 @@ def open_run(config: AdaptConfig | PretrainConfig, *, resume: bool) -> Store:
 
 def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key in before.keys() | after.keys():
-        if not prefix and key in MAY_CHANGE:
+        if f"{prefix}{key}" in MAY_CHANGE:
             continue
         left, right = before.get(key), after.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
@@ -158,8 +159,16 @@ def tidy_run(run: Store) -> str | None:
     return newest if not known else None
 
 
-def check_space(config: AdaptConfig | PretrainConfig, run: Store, facts: ModelFacts) -> str:
+def check_space(
+    config: AdaptConfig | PretrainConfig, run: Store, facts: ModelFacts, *, votes_bytes: int = 0
+) -> str:
     """Estimates what a run will leave behind.
+
+    Args:
+        config: The run.
+        run: Its folder.
+        facts: Of its model.
+        votes_bytes: What a checkpoint within an epoch holds besides, of the epoch so far.
 
     Returns:
         The estimate, in words.
@@ -170,6 +179,9 @@ def check_space(config: AdaptConfig | PretrainConfig, run: Store, facts: ModelFa
     # One more than are kept lies there while the oldest goes, and the last is kept in any case.
     checkpoints = (config.keep_checkpoints + 2) * facts.checkpoint_bytes
     whole = checkpoints + facts.exported_bytes
+    if config.cluster.checkpoint_steps is not None:
+        # Of those within an epoch the last one stays, and the one before it until it is there.
+        whole += 2 * votes_bytes
     text = (
         f"checkpoints of {size_text(facts.checkpoint_bytes)}, of which {config.keep_checkpoints} "
         f"and the last are kept; at most {size_text(whole)} in all"
@@ -251,7 +263,8 @@ def train(
         f"{config.name}: {count_text(check)}, {config.optim.epochs} epochs of "
         f"{steps} steps on {workers} worker(s); {run}"
     )
-    say(check_space(config, run, facts))
+    votes_bytes = check.num_good * bytes_per_object(len(classes)) if classes else 0
+    say(check_space(config, run, facts, votes_bytes=votes_bytes))
 
     limit = START_LIMIT_S["fixed" if fewest == most else "elastic"]
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(limit))

@@ -124,6 +124,11 @@ def votes_name(epoch: int) -> str:
     return f"{VOTES_FOLDER}/epoch-{epoch:04d}.parquet"
 
 
+def bytes_per_object(num_classes: int) -> int:
+    """Gives what the sums of one object take, in memory and in a checkpoint within an epoch."""
+    return 8 * (len(VOICES) * num_classes + 2)
+
+
 class VoteBox:
     """Collects answers step by step."""
 
