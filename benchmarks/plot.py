@@ -8,7 +8,10 @@ from html import escape
 
 import numpy as np
 
-COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
+COLORS = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f"),
+    *("#000000", "#bcbd22", "#e377c2", "#00429d"),
+)
 WIDTH, HEIGHT = 430, 300
 LEFT, TOP, BOTTOM, LEGEND = 62, 30, 42, 15
 
@@ -34,10 +37,12 @@ def svg(x_label: str, panels: Mapping[str, Lines]) -> str:
         x_label: What grows.
         panels: Lines by the label of the vertical axis; points that are not above 0 are left out.
     """
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    colors = {name: COLORS[place % len(COLORS)] for place, name in enumerate(names)}
     rows = max((len(lines) for lines in panels.values()), default=0)
     height = HEIGHT + rows * LEGEND
     parts = [
-        f'<g transform="translate({place * WIDTH} 0)">{_panel(x_label, y_label, lines)}</g>'
+        f'<g transform="translate({place * WIDTH} 0)">{_panel(x_label, y_label, lines, colors)}</g>'
         for place, (y_label, lines) in enumerate(panels.items())
     ]
     width = WIDTH * max(len(panels), 1)
@@ -48,7 +53,7 @@ def svg(x_label: str, panels: Mapping[str, Lines]) -> str:
     )
 
 
-def _panel(x_label: str, y_label: str, lines: Lines) -> str:
+def _panel(x_label: str, y_label: str, lines: Lines, colors: Mapping[str, str]) -> str:
     drawn = {name: [p for p in points if min(p) > 0] for name, points in lines.items()}
     every = [point for points in drawn.values() for point in points]
     if not every:
@@ -72,7 +77,7 @@ def _panel(x_label: str, y_label: str, lines: Lines) -> str:
         parts.append(_text(LEFT - 6, place + 4, f"{10.0**power:,g}", "end"))
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - BOTTOM + 32, x_label, "middle"))
     for place, (name, points) in enumerate(drawn.items()):
-        color = COLORS[place % len(COLORS)]
+        color = colors[name]
         spots = [at(*point) for point in sorted(points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
