@@ -17,18 +17,19 @@ NUM_POINTS = 8192
 """Of each cloud: the embedded ones repeat theirs to become as large as those of common sets."""
 
 NUM_VIEWS = 2
-"""Kept of each object; the rest would only be read and thrown away."""
+"""Kept of each object unless told otherwise; the rest would only be read and thrown away."""
 
 SHARD_OBJECTS = 64
 """Objects in a shard: about 6.5 MB, several of which fit even into the smallest object store."""
 
 
-def write_copies(folder: Path, num_objects: int) -> float:
+def write_copies(folder: Path, num_objects: int, *, num_views: int = NUM_VIEWS) -> float:
     """Writes shards of so many objects with ids of their own, and their manifest.
 
     Args:
         folder: Made if it is missing.
         num_objects: At least 1.
+        num_views: Of each object, at most 12.
 
     Returns:
         What they take in memory, in MB. The files are as large: they are not compressed, since
@@ -36,7 +37,9 @@ def write_copies(folder: Path, num_objects: int) -> float:
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = resolve_path(SOURCE)
-    objects = _heavy(pa.concat_tables(map(pq.read_table, sorted(source.glob("*.parquet")))))
+    objects = _heavy(
+        pa.concat_tables(map(pq.read_table, sorted(source.glob("*.parquet")))), num_views
+    )
     num_bytes = 0
     for shard, first in enumerate(range(0, num_objects, SHARD_OBJECTS)):
         places = np.arange(first, min(first + SHARD_OBJECTS, num_objects))
@@ -52,15 +55,15 @@ def write_copies(folder: Path, num_objects: int) -> float:
     return num_bytes / 1e6
 
 
-def _heavy(objects: pa.Table) -> pa.Table:
-    """Gives every cloud `NUM_POINTS` points and every object `NUM_VIEWS` views, and no colours."""
+def _heavy(objects: pa.Table, num_views: int) -> pa.Table:
+    """Gives every cloud `NUM_POINTS` points and every object so many views, and no colours."""
     columns = {name: objects[name].combine_chunks() for name in objects.column_names}
     clouds = columns["points"].flatten().flatten().to_numpy().reshape(len(objects), -1, 3)
     repeats = -(-NUM_POINTS // clouds.shape[1])
     clouds = np.tile(clouds, (1, repeats, 1))[:, :NUM_POINTS]
     columns["points"] = _lists(pa.FixedSizeListArray.from_arrays(clouds.ravel(), 3), len(objects))
     views = columns["views"]
-    places = views.offsets.to_numpy()[:-1, None] + np.arange(NUM_VIEWS)
+    places = views.offsets.to_numpy()[:-1, None] + np.arange(num_views)
     columns["views"] = _lists(views.values.take(pa.array(places.ravel())), len(objects))
     columns["colors"] = pa.nulls(len(objects), SHARD_SCHEMA.field("colors").type)
     return pa.table([columns[field.name] for field in SHARD_SCHEMA], names=SHARD_SCHEMA.names).cast(

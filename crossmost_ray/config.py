@@ -127,6 +127,12 @@ class DataConfig:
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What to do with a row that can't be used: stop and name it, or leave it out and count it."""
 
+    check: Literal["quick", "full"] = "quick"
+    """How rows are looked at before training starts. The quick way reads every point, and of every
+    view whether all of it is there; the full way decodes every view, which takes as long as an
+    epoch's decoding. What only decoding shows, flipped bits among a picture's pixels, stops the run
+    when the row's turn comes, by name; then the full way finds all rows of that kind."""
+
     teacher_views: Count = 2
     """Views, and samples of points, that the teacher's opinion of a pair is averaged over."""
 

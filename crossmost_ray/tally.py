@@ -15,27 +15,60 @@ import numpy.typing as npt
 class Tally:
     """Counts of labelled objects.
 
+    Only cells of the confusion matrix that are not 0 are kept: of a thousand classes it has a
+    million, and every model, opinion and variant of a split has a matrix of its own.
+
     Attributes:
-        confusion: (C, C) int64, objects of class `row` that were taken for class `column`.
+        cells: (K,) int64 in ascending order, C times the class of the objects plus the class that
+            they were taken for.
+        counts: (K,) int64, objects in each cell.
         top5: (C,) int64, objects of each class whose label was among the five best classes.
     """
 
-    confusion: npt.NDArray[np.int64]
+    cells: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
     top5: npt.NDArray[np.int64]
 
     def __add__(self, other: Tally) -> Tally:
         """Counts the objects of both."""
-        return Tally(self.confusion + other.confusion, self.top5 + other.top5)
+        few, many = sorted((self, other), key=lambda part: len(part.cells))
+        place = np.searchsorted(many.cells, few.cells)
+        known = np.append(many.cells, -1)[place] == few.cells
+        counts = many.counts.copy()
+        counts[place[known]] += few.counts[known]
+        return Tally(
+            np.insert(many.cells, place[~known], few.cells[~known]),
+            np.insert(counts, place[~known], few.counts[~known]),
+            self.top5 + other.top5,
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.top5)
+
+    @property
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """(C, C) int64, objects of class `row` that were taken for class `column`."""
+        matrix = np.zeros(self.num_classes**2, np.int64)
+        matrix[self.cells] = self.counts
+        return matrix.reshape(self.num_classes, self.num_classes)
 
     @property
     def num_objects(self) -> int:
         """Objects counted."""
-        return int(self.confusion.sum())
+        return int(self.counts.sum())
+
+    @property
+    def right(self) -> npt.NDArray[np.int64]:
+        """(C,) int64, objects of each class whose best class is right."""
+        label, predicted = np.divmod(self.cells, self.num_classes)
+        return _sums(label[label == predicted], self.counts[label == predicted], self.num_classes)
 
     @property
     def top1_accuracy(self) -> float:
         """Share of objects whose best class is right, in percent; NaN without objects."""
-        return _percent(np.trace(self.confusion), self.num_objects)
+        return _percent(self.right.sum(), self.num_objects)
 
     @property
     def top5_accuracy(self) -> float:
@@ -45,16 +78,24 @@ class Tally:
     @property
     def per_class(self) -> npt.NDArray[np.float64]:
         """(C,) top-1 accuracy of each class, in percent; NaN for a class without objects."""
-        counts = self.confusion.sum(axis=1)
-        hits = np.diag(self.confusion).astype(np.float64)
-        rates = np.full(len(counts), np.nan)
-        np.divide(100.0 * hits, counts, out=rates, where=counts > 0)
+        counts = _sums(self.cells // self.num_classes, self.counts, self.num_classes)
+        rates = np.full(self.num_classes, np.nan)
+        np.divide(100.0 * self.right, counts, out=rates, where=counts > 0)
         return rates
 
     @property
     def class_mean(self) -> float:
         """Mean of the classes' accuracies, over classes that have objects, in percent."""
         return float(np.nanmean(self.per_class)) if self.num_objects else float("nan")
+
+
+def _sums(
+    place: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], length: int
+) -> npt.NDArray[np.int64]:
+    """Adds counts up by place."""
+    total = np.zeros(length, np.int64)
+    np.add.at(total, place, counts)
+    return total
 
 
 def _percent(part: float, whole: int) -> float:
@@ -71,13 +112,16 @@ def tally(label: npt.NDArray[np.int64], ranked: npt.NDArray[np.int64], num_class
     """
     known = label >= 0
     label, ranked = label[known], ranked[known]
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(confusion, (label, ranked[:, 0]), 1)
+    cells, counts = np.unique(num_classes * label + ranked[:, 0], return_counts=True)
     among = (ranked[:, :5] == label[:, None]).any(axis=1)
-    return Tally(confusion, np.bincount(label[among], minlength=num_classes).astype(np.int64))
+    top5 = np.bincount(label[among], minlength=num_classes).astype(np.int64)
+    return Tally(cells, counts.astype(np.int64), top5)
 
 
 NUM_BINS = 15
+
+MOST_DRAWN = 1 << 22
+"""Numbers that a bootstrap holds at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,8 +354,13 @@ def _resample(
         seed: One seed, one interval.
     """
     n = int(members.sum())
-    drawn = np.random.default_rng(seed).multinomial(n, members / n, size=num_resamples)
-    means = 100 * (drawn @ sums) / (drawn @ counts)
+    rng = np.random.default_rng(seed)
+    # A few at a time, which draws the same: of scores that are all different there are n kinds.
+    at_once = max(1, MOST_DRAWN // len(members))
+    means = np.empty(num_resamples)
+    for first in range(0, num_resamples, at_once):
+        drawn = rng.multinomial(n, members / n, size=min(at_once, num_resamples - first))
+        means[first : first + at_once] = 100 * (drawn @ sums) / (drawn @ counts)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     total = 100 * float(members @ sums) / float(members @ counts)

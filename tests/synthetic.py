@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from crossmost_ray.config import AdaptConfig, PretrainConfig, parse_config
+from crossmost_ray.data.decode import decode_view
 from crossmost_ray.models.classifier import CrossModalModel, ModelSpec
 from crossmost_ray.models.pretrained import save_model
 from crossmost_ray.schema import MANIFEST_NAME, SHARD_SCHEMA, RawBatch
@@ -142,6 +143,29 @@ def write_shards(
     manifest |= {"num_points": num_points, "up_axis": "+y"}
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
     return folder
+
+
+def broken_pixels() -> bytes:
+    """A view that looks whole, and that the decoder does not take."""
+    sound = encode(view(0, 0, np.random.default_rng(0)), "WEBP")
+    for place in range(30, len(sound)):
+        damaged = bytearray(sound)
+        damaged[place] ^= 0x55
+        try:
+            decode_view(bytes(damaged), VIEW_SIZE)
+        except OSError:
+            return bytes(damaged)
+    raise AssertionError("the decoder takes every damaged view")
+
+
+def replace_view(shard: Path, *, row: int, place: int, view: bytes) -> None:
+    """Puts another view into a shard, at a place of a row."""
+    table = pq.read_table(shard)
+    views = table["views"].to_pylist()
+    views[row][place] = view
+    field = SHARD_SCHEMA.field("views")
+    column = table.schema.get_field_index("views")
+    pq.write_table(table.set_column(column, field, pa.array(views, field.type)), shard)
 
 
 def raw_batch(

@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.apart import Watch, apart, held_mb
 from benchmarks.compare import changes, is_worse, ratios
 from benchmarks.copies import NUM_POINTS, NUM_VIEWS, SHARD_OBJECTS, write_copies
+from benchmarks.marks import Mark, periods, split_epochs, split_start
 from benchmarks.memory import (
     Point,
     growth,
@@ -26,6 +29,7 @@ from benchmarks.memory import (
     sparkline,
     trend,
 )
+from benchmarks.plot import exponent, svg
 from crossmost_ray.data.shards import check_file, class_names, list_shards
 from crossmost_ray.data.stream import TRAIN_COLUMNS
 from crossmost_ray.schema import SHARD_SCHEMA
@@ -185,3 +189,99 @@ def test_what_is_gained_must_not_fall_and_what_is_paid_must_not_rise() -> None:
     assert not is_worse(2.0, 3.0, cost=False)
     assert is_worse(1.0, 1.2, cost=True)
     assert not is_worse(1.0, 0.5, cost=True)
+
+
+@given(power=st.floats(-1, 3), factor=st.floats(0.01, 100))
+def test_the_exponent_of_a_power_is_that_power(power: float, factor: float) -> None:
+    points = [(x, factor * x**power) for x in (10.0, 300.0, 7000.0)]
+    assert exponent(points) == pytest.approx(power, abs=1e-6)
+
+
+@pytest.mark.parametrize("points", [[], [(1.0, 2.0)], [(1.0, 2.0), (1.0, 3.0)], [(1, 0), (2, 1)]])
+def test_there_is_no_exponent_of_one_size_or_of_nothing(points: list[tuple[float, float]]) -> None:
+    assert exponent(points) is None
+
+
+def test_a_picture_holds_a_point_for_each_measure_and_says_how_fast_it_grows() -> None:
+    panels = {
+        "seconds": {"a < b": [(10.0, 1.0), (100.0, 10.0), (1000.0, 0.0)]},
+        "MB": {"c": [(10.0, 5.0), (1000.0, 5.0)], "nothing": [(10.0, 0.0)]},
+    }
+    drawing = ElementTree.fromstring(svg("objects", panels))
+    texts = [part.text for part in drawing.iter() if part.tag.endswith("text")]
+    said = {"a < b, exponent 1.00", "c, exponent 0.00", "nothing", "seconds", "MB", "objects"}
+    assert said | {"1,000"} <= set(texts)
+    circles = [part for part in drawing.iter() if part.tag.endswith("circle")]
+    assert len(circles) == 4, "none for what is not above 0"
+    (_, low), (_, high) = (
+        (float(circle.attrib["cx"]), float(circle.attrib["cy"])) for circle in circles[:2]
+    )
+    assert high < low, "more is further up"
+
+
+def hold(watch: Watch, mb: int) -> None:
+    for name, size in (("large", mb), ("small", mb // 4)):
+        with watch.part(name):
+            held = b"1" * (size * 1_000_000)
+            del held
+    watch.note("told", 7.0)
+
+
+def test_work_apart_is_measured_part_by_part_and_leaves_nothing_here() -> None:
+    before = held_mb("VmRSS")
+    found = apart(hold, 200)
+    assert found["told"] == 7
+    assert found["large MB"] == pytest.approx(200, abs=30)
+    # The peak of the part before it is forgotten.
+    assert found["small MB"] == pytest.approx(50, abs=30)
+    assert found["large s"] > 0
+    assert held_mb("VmRSS") - before < 100
+
+
+def run_marks() -> list[Mark]:
+    """A run whose every part takes another time: two epochs of three steps each."""
+    starts = [
+        *(Mark("python", 1, 1), Mark("config", 2, 2), Mark("imports", 5, 5)),
+        *(Mark("inspect_model", 5, 6), Mark("list_shards", 6, 6.5), Mark("connect", 7, 10)),
+        *(Mark("check_shards", 10, 12), Mark("worker", 20, 20), Mark("build_task", 20, 21)),
+        *(Mark("_restore", 21, 21.5), Mark("build_optimizer", 21.5, 22)),
+        Mark("raw_batches", 22, 22),
+    ]
+    steps = [Mark("train_step", 25 + k, 25.8 + k) for k in range(3)]
+    end = [
+        *(Mark("finish_epoch", 28, 30), Mark("_write_down", 30, 31)),
+        *(Mark("_save_and_report", 31, 35), Mark("raw_batches", 35, 35)),
+    ]
+    more = [Mark("train_step", 36 + 2 * k, 37 + 2 * k) for k in range(3)]
+    last = [
+        *(Mark("finish_epoch", 42, 43), Mark("_write_down", 43, 44)),
+        *(Mark("_save_and_report", 44, 45), Mark("fit", 13, 50)),
+    ]
+    return [Mark("spawn", 0, 0), *starts, *steps, *end, *more, *last]
+
+
+def test_the_start_of_a_run_is_split_without_rest() -> None:
+    found = split_start(run_marks())
+    assert found["whole"] == 25.8
+    assert found.pop("whole") == pytest.approx(sum(found.values()))
+    assert found["imports"] == 3
+    assert found["ray.init"] == 3
+    assert found["start worker"] == 7
+    assert found["first batch"] == 3
+    assert found["other"] == pytest.approx(0.5 + 1)
+
+
+def test_what_lies_between_epochs_is_split_without_rest() -> None:
+    found = split_epochs(run_marks())
+    assert found.pop("whole") == pytest.approx(36 - 27.8)
+    assert found == pytest.approx(
+        {"votes and health": 2, "write votes": 1, "checkpoint, report": 4, "next batch": 1.2}
+    )
+
+
+def test_periods_of_steps_lie_within_epochs() -> None:
+    marks = run_marks()
+    # Of each epoch's three steps the first is left out, and the second has none before it.
+    assert periods(marks, "train_step") == pytest.approx([1, 2])
+    decoded = [Mark("decoded step", 60 + k, 60.5 + k) for k in range(3)]
+    assert periods([*marks, *decoded], "decoded step") == [0.5, 0.5]

@@ -24,6 +24,7 @@ def test_what_is_written_is_read_listed_replaced_and_removed(store: Store) -> No
     store.write("a/c/d.txt", b"two")
     assert store.read("a/b.txt") == b"one"
     assert store.names("a") == ["b.txt", "c"]
+    assert store.child("a").sizes() == {"b.txt": 3}
     store.write("a/b.txt", b"three")
     assert store.read("a/b.txt") == b"three"
     store.remove("a/b.txt")

@@ -79,6 +79,9 @@ def test_counts_of_parts_add_up(left: list[tuple[int, int]], right: list[tuple[i
     parts, whole = count(left) + count(right), count(left + right)
     np.testing.assert_array_equal(parts.confusion, whole.confusion)
     np.testing.assert_array_equal(parts.top5, whole.top5)
+    # No cell is kept twice, and none that holds nothing: memory grows with what there is to tell.
+    np.testing.assert_array_equal(parts.cells, np.flatnonzero(whole.confusion))
+    np.testing.assert_array_equal(parts.counts, whole.counts)
 
 
 @given(pairs=rows)
@@ -131,6 +134,15 @@ def test_the_width_is_that_of_the_normal_approximation() -> None:
     assert interval.difference - interval.low == pytest.approx(half, rel=0.1)
     narrow = paired_bootstrap(before, after, num_resamples=4000, confidence=0.5)
     assert narrow.high - narrow.difference == pytest.approx(half * 0.6745 / 1.96, rel=0.15)
+
+
+def test_drawing_a_few_at_a_time_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    before, after = rng.random(40), rng.random(40)
+    whole = paired_bootstrap(before, after, num_resamples=500)
+    monkeypatch.setattr("crossmost_ray.tally.MOST_DRAWN", 40 * 7)
+    parts = paired_bootstrap(before, after, num_resamples=500)
+    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=1e-9)
 
 
 def test_one_seed_gives_one_interval() -> None:

@@ -47,7 +47,7 @@ def check_shards(
     view_size: int,
     columns: Sequence[str] = TRAIN_COLUMNS,
 ) -> ShardCheck:
-    """Reads every shard once, each in a task of its own.
+    """Looks at every row of every shard once, each shard in a task of its own.
 
     Args:
         shards: Folder of Parquet files.
@@ -70,6 +70,7 @@ def check_shards(
         num_points=config.num_points,
         num_views=config.num_views,
         view_size=view_size,
+        full=config.check == "full",
     )
     checks: list[ShardCheck] = ray.get([_check_task.remote(look, file) for file in files])
     whole = ShardCheck(
@@ -88,6 +89,13 @@ def check_shards(
             f"no row of '{shards}' can be used:\n{_name_rows(whole.bad)}".rstrip(":\n")
         )
     return whole
+
+
+def name_left_out(bad: Sequence[BadRow]) -> list[str]:
+    """Names what is left out, in lines: the first few, and how many more."""
+    lines = [f"left out: {row}" for row in bad[:MAX_NAMED_ROWS]]
+    more = len(bad) - MAX_NAMED_ROWS
+    return [*lines, f"left out: {more} more"] if more > 0 else lines
 
 
 def _name_rows(bad: Sequence[BadRow]) -> str:
@@ -179,6 +187,23 @@ def stream_pairs(
     )
 
 
+class BrokenViewError(RuntimeError):
+    """A view that looked whole before training can't be decoded.
+
+    Args:
+        object_id: Whose.
+        reason: What the decoder says.
+    """
+
+    def __init__(self, object_id: str, reason: str) -> None:
+        # All arguments go to the base class: it makes the error anew in another process of them.
+        super().__init__(object_id, reason)
+        self.object_id, self.reason = object_id, reason
+
+    def __str__(self) -> str:
+        return f"a view of the object '{self.object_id}' can't be decoded ({self.reason})"
+
+
 class RawCollate(ArrowBatchCollateFn):
     """Decodes the rows of a batch; runs in the loader's threads, so it draws nothing at random.
 
@@ -191,14 +216,21 @@ class RawCollate(ArrowBatchCollateFn):
 
     # Ray types the result as tensors, and allows anything.
     def __call__(self, table: pa.Table) -> RawBatch:  # type: ignore[override]
-        """Turns B rows into a batch on the CPU."""
+        """Turns B rows into a batch on the CPU.
+
+        Raises:
+            BrokenViewError: If a view can't be decoded.
+        """
         clouds = decode_points(table["points"])
         # A prefix of a cloud is a fair sample of it, for its points are in random order.
         shortest = min(len(cloud) for cloud in clouds)
-        images = [
-            np.stack([decode_view(view, self.view_size) for view in views.as_py()])
-            for views in table["views"]
-        ]
+        try:
+            images = [
+                np.stack([decode_view(view, self.view_size) for view in views.as_py()])
+                for views in table["views"]
+            ]
+        except (OSError, TypeError, ValueError):
+            raise self._broken_view(table) from None
         captions = table["captions"].to_pylist() if "captions" in table.column_names else ()
         names = tuple(table["object_id"].to_pylist())
         return RawBatch(
@@ -208,6 +240,16 @@ class RawCollate(ArrowBatchCollateFn):
             captions=tuple(tuple(texts) for texts in captions),
             names=names,
         )
+
+    def _broken_view(self, table: pa.Table) -> BrokenViewError:
+        """Finds the object whose view can't be decoded."""
+        for name, views in zip(table["object_id"], table["views"], strict=True):
+            for view in views.as_py():
+                try:
+                    decode_view(view, self.view_size)
+                except (OSError, TypeError, ValueError) as broken:
+                    return BrokenViewError(name.as_py(), str(broken))
+        raise AssertionError("a view could not be decoded, and now all of them can")
 
 
 def raw_batches(

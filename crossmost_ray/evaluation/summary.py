@@ -177,11 +177,10 @@ def confusion_table(
 
 
 def _cells(counts: Tally, names: pa.Array, key: tuple[str, str, str]) -> pa.Table:
-    label, predicted = np.nonzero(counts.confusion)
+    label, predicted = np.divmod(counts.cells, counts.num_classes)
     told = [pa.array([value] * len(label), pa.string()) for value in key]
     columns = [names.take(pa.array(label)), names.take(pa.array(predicted))]
-    cells = pa.array(counts.confusion[label, predicted])
-    return pa.table([*told, *columns, cells], schema=CONFUSION_SCHEMA)
+    return pa.table([*told, *columns, pa.array(counts.counts)], schema=CONFUSION_SCHEMA)
 
 
 CONFUSION_SCHEMA = pa.schema(

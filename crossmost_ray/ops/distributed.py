@@ -60,6 +60,25 @@ def gather_objects(mine: T) -> list[T]:
     return parts
 
 
+def gather_on_first(mine: T) -> list[T]:
+    """Gives the first worker every worker's value, in the order of their ranks, and the others
+    nothing; for what happens once an epoch."""
+    if num_workers() == 1:
+        return [mine]
+    parts = [mine] * num_workers() if worker_rank() == 0 else None
+    dist.gather_object(mine, parts)
+    return parts or []
+
+
+def from_first_worker(value: T) -> T:
+    """Gives every worker the first worker's value; for what happens once an epoch."""
+    if num_workers() == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
 def most_of_workers(value: float) -> float:
     """Gives the largest of the workers' values, on all of them; for what happens once an epoch."""
     return max(gather_objects(value))

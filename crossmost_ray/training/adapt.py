@@ -44,16 +44,21 @@ from crossmost_ray.models.classifier import (
 from crossmost_ray.models.image_tower import TowerOutput
 from crossmost_ray.models.point_tokenizer import PointTokenizer
 from crossmost_ray.models.point_tower import PointTower
-from crossmost_ray.ops.distributed import gather_from_workers, mean_over_workers, worker_rank
+from crossmost_ray.ops.distributed import (
+    from_first_worker,
+    gather_from_workers,
+    mean_over_workers,
+    worker_rank,
+)
 from crossmost_ray.ops.masks import block_mask, most_hidden
 from crossmost_ray.optim import parameter_groups
 from crossmost_ray.pseudo_labels import pseudo_labels
 from crossmost_ray.schema import PairBatch, PseudoLabels, RawBatch
 from crossmost_ray.teacher import EmaTeacher
-from crossmost_ray.training.guard import Guard
+from crossmost_ray.training.guard import Guard, Verdict
 from crossmost_ray.training.health import assess
 from crossmost_ray.training.task import EpochEnd
-from crossmost_ray.training.votes import Memory, VoteBox, votes_table
+from crossmost_ray.training.votes import Memory, VoteBox, Votes, votes_table
 
 REFERENCE_POINTS = 8192
 """Points that the reference fills strong clouds up to."""
@@ -392,8 +397,22 @@ class AdaptTask:
     def finish_epoch(self) -> EpochEnd:
         """Scores the epoch's votes, judges the run's health, and acts where the guard is to."""
         votes = self._box.empty()
-        if votes is None:
-            return EpochEnd()
+        # The first worker has all votes; the others hear what follows from them.
+        end, verdict = (EpochEnd(), None) if votes is None else self._judge(votes)
+        told, verdict, guard = from_first_worker(
+            (dataclasses.replace(end, votes=None), verdict, self.guard.state_dict())
+        )
+        if worker_rank() > 0:
+            end = told
+            self.guard.load_state_dict(guard)
+        if verdict is not None and verdict.rollback:
+            self._go_back()
+        elif verdict is not None and verdict.healthy:
+            self._healthy = self._copy_of_teacher()
+        return end
+
+    def _judge(self, votes: Votes) -> tuple[EpochEnd, Verdict]:
+        """Says what an epoch came to, and what follows from it."""
         coins = torch.rand(len(votes.names), generator=torch.Generator().manual_seed(0)) < 0.5
         # Of a probability's logarithm, the softmax is the probability.
         logits = {tower: votes.prob[tower].clamp(min=1e-12).log() for tower in TOWERS}
@@ -425,18 +444,15 @@ class AdaptTask:
         )
         self._before = Memory(votes.names, opinion, targets)
         verdict = self.guard.judge(health, score)
-        if verdict.rollback:
-            self._go_back()
-        elif verdict.healthy:
-            self._healthy = self._copy_of_teacher()
         metrics = {f"selection/{name}": float(value) for name, value in found.items()}
-        return EpochEnd(
+        end = EpochEnd(
             metrics=metrics | {SCORE: score} | health.metrics(),
             votes=votes_table(votes, labels),
             events=verdict.events,
             stop=verdict.stop,
             rolled_back=verdict.rollback,
         )
+        return end, verdict
 
     def _copy_of_teacher(self) -> dict[str, Tensor] | None:
         """Keeps the teacher's weights, where the guard may want to go back to them."""
@@ -452,7 +468,8 @@ class AdaptTask:
         self._before = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Student, teacher, and what is remembered of the votes and the epochs before."""
+        """Student, teacher, and what is remembered of the votes and the epochs before; the latter
+        whole on the first worker only."""
         return {
             "student": self.bare_student.state_dict(),
             "teacher": self.teacher.module.state_dict(),

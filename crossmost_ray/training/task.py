@@ -14,7 +14,8 @@ from crossmost_ray.schema import RawBatch
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What an objective makes of an epoch that is over; the same on every worker."""
+    """What an objective makes of an epoch that is over; the same on every worker but for the
+    votes, which the first has."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     votes: pa.Table | None = None
@@ -57,8 +58,8 @@ class Task(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives everything that resuming needs, but for the optimiser: tensors and plain values.
-        Workers meet here."""
+        """Gives everything that resuming needs, but for the optimiser: tensors and plain values; on
+        workers but the first, some of it may be left out. Workers meet here."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 import yaml
-from ray.train import DataConfig
+from ray.train import DataConfig, WorkerGroupError
 
 # `ray.train` names these, too, but to a type checker as those of its older version.
 from ray.train.v2.api.callback import UserCallback
@@ -32,11 +32,13 @@ from crossmost_ray.config import (
     config_dict,
 )
 from crossmost_ray.data.decode import view_size
-from crossmost_ray.data.shards import class_names, list_shards
+from crossmost_ray.data.shards import class_names, find_row, list_shards
 from crossmost_ray.data.stream import (
     TRAIN_COLUMNS,
+    BrokenViewError,
     check_shards,
     count_text,
+    name_left_out,
     steps_per_epoch,
     stream_pairs,
 )
@@ -46,6 +48,7 @@ from crossmost_ray.training.build import ModelFacts, inspect_model
 from crossmost_ray.training.checkpoint import PREFIX, list_checkpoints
 from crossmost_ray.training.status import CLASSES_NAME, working, write_about
 from crossmost_ray.training.trackers.follow import TrackerCallback, check_trackers
+from crossmost_ray.training.votes import bytes_per_object
 from crossmost_ray.training.watch import EventLog, say, shown
 from crossmost_ray.training.worker import WorkerPlan, run_worker
 
@@ -62,8 +65,8 @@ START_LIMIT_S = {"fixed": 600, "elastic": 60}
 on a lost node's CPUs for so long. With a fixed number there is nothing to gain but a crowd of
 half-started workers on a slow machine."""
 
-MAY_CHANGE = ("cluster", "evaluation", "output", "keep_checkpoints", "trackers")
-"""Sections that a resumed run may change: they don't change what is learned."""
+MAY_CHANGE = ("cluster", "evaluation", "output", "keep_checkpoints", "trackers", "data.check")
+"""Sections and keys that a resumed run may change: they don't change what is learned."""
 
 
 def check_cluster(config: ClusterConfig) -> None:
@@ -121,7 +124,7 @@ def open_run(config: AdaptConfig | PretrainConfig, *, resume: bool) -> Store:
 
 def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key in before.keys() | after.keys():
-        if not prefix and key in MAY_CHANGE:
+        if f"{prefix}{key}" in MAY_CHANGE:
             continue
         left, right = before.get(key), after.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
@@ -156,8 +159,16 @@ def tidy_run(run: Store) -> str | None:
     return newest if not known else None
 
 
-def check_space(config: AdaptConfig | PretrainConfig, run: Store, facts: ModelFacts) -> str:
+def check_space(
+    config: AdaptConfig | PretrainConfig, run: Store, facts: ModelFacts, *, votes_bytes: int = 0
+) -> str:
     """Estimates what a run will leave behind.
+
+    Args:
+        config: The run.
+        run: Its folder.
+        facts: Of its model.
+        votes_bytes: What a checkpoint within an epoch holds besides, of the epoch so far.
 
     Returns:
         The estimate, in words.
@@ -168,6 +179,9 @@ def check_space(config: AdaptConfig | PretrainConfig, run: Store, facts: ModelFa
     # One more than are kept lies there while the oldest goes, and the last is kept in any case.
     checkpoints = (config.keep_checkpoints + 2) * facts.checkpoint_bytes
     whole = checkpoints + facts.exported_bytes
+    if config.cluster.checkpoint_steps is not None:
+        # Of those within an epoch the last one stays, and the one before it until it is there.
+        whole += 2 * votes_bytes
     text = (
         f"checkpoints of {size_text(facts.checkpoint_bytes)}, of which {config.keep_checkpoints} "
         f"and the last are kept; at most {size_text(whole)} in all"
@@ -188,6 +202,19 @@ def size_text(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
+def _cure(failed: WorkerGroupError, shards: str, files: Sequence[str]) -> ConfigError | None:
+    """Says what a user can do about workers that failed; None where that is nothing."""
+    for error in failed.worker_failures.values():
+        if isinstance(error, BrokenViewError):
+            place = find_row(shards, files, error.object_id)
+            where = "" if place is None else f"{place[0]}, row {place[1]}: "
+            return ConfigError(
+                f"{where}{error}; prepare the row anew, or name or leave out all such rows before "
+                "the next start with data.check=full and data.bad_rows"
+            )
+    return None
+
+
 def train(
     config: AdaptConfig | PretrainConfig,
     *,
@@ -205,8 +232,8 @@ def train(
         The run's folder.
 
     Raises:
-        ConfigError: For everything that a user can cure; but for a loss that is not finite, before
-            any worker starts.
+        ConfigError: For everything that a user can cure; but for a loss that is not finite and a
+            view that only decoding finds broken, before any worker starts.
         ray.train.TrainingFailedError: If the workers fail.
     """
     classes: list[str] = []
@@ -225,8 +252,8 @@ def train(
     check = check_shards(config.data.shards, files, config.data, view_size=size, columns=columns)
     for note in facts.notes:
         say(note)
-    for row in check.bad:
-        say(f"left out: {row}")
+    for line in name_left_out(check.bad):
+        say(line)
     fewest, most = cluster.fewest_workers, cluster.most_workers
     steps = steps_per_epoch(check, config.data, fewest, most)
     run = open_run(config, resume=resume)
@@ -236,7 +263,8 @@ def train(
         f"{config.name}: {count_text(check)}, {config.optim.epochs} epochs of "
         f"{steps} steps on {workers} worker(s); {run}"
     )
-    say(check_space(config, run, facts))
+    votes_bytes = check.num_good * bytes_per_object(len(classes)) if classes else 0
+    say(check_space(config, run, facts, votes_bytes=votes_bytes))
 
     limit = START_LIMIT_S["fixed" if fewest == most else "elastic"]
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(limit))
@@ -295,7 +323,10 @@ def train(
     write_about(run, num_objects=check.num_good, steps_per_epoch=steps)
     run.write(CLASSES_NAME, json.dumps(classes) + "\n")
     with working(run, "training"), shown(run, config.optim.epochs, cluster):
-        result: Any = trainer.fit()
+        try:
+            result: Any = trainer.fit()
+        except WorkerGroupError as failed:
+            raise _cure(failed, config.data.shards, files) or failed from None
     stopped: str | None = result.return_value
     if stopped is not None:
         kept = list_checkpoints(run)

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from crossmost_ray.config import Tower
-from crossmost_ray.ops.distributed import gather_objects, worker_rank
+from crossmost_ray.ops.distributed import (
+    gather_on_first,
+    most_of_workers,
+    num_workers,
+    worker_rank,
+)
 from crossmost_ray.schema import PseudoLabels
 
 VOICES = ("image", "point", "student_image", "student_point")
@@ -22,6 +28,15 @@ VOTES_FOLDER = "votes"
 
 STEPS_HELD = 32
 """Steps whose answers wait on their device: to fetch them each time would stop it each time."""
+
+ROWS_AT_ONCE = 4096
+"""Objects whose sums are divided at a time."""
+
+SENT_BYTES = 1 << 26
+"""Sums that a worker sends at a time."""
+
+Ids = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float64]
 
 VOTES_SCHEMA = pa.schema(
     [
@@ -56,14 +71,52 @@ class Votes:
     teacher sees one view only."""
 
 
-@dataclass(frozen=True)
 class _Heap:
-    """Sums over views, object by object, in ascending order of the ids' hashes."""
+    """Sums over views, object by object, in the order in which objects first came.
 
-    ids: np.ndarray[Any, np.dtype[np.int64]]
-    names: tuple[str, ...]
-    sums: np.ndarray[Any, np.dtype[np.float64]]
-    """(N, 4 C + 2): probabilities by voice, stability, views."""
+    Grows in place: to add a step costs what the step holds, however many objects there are.
+
+    Attributes:
+        names: Ids of N objects.
+        sums: (at least N, 4 C + 2) float64: probabilities by voice, stability, views.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums = np.zeros((0, 0))
+        self._row: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def ids(self) -> Ids:
+        """(N,) hashes of the names."""
+        return np.fromiter(self._row, np.int64, len(self))
+
+    def add(self, ids: Ids, names: Sequence[str], rows: Rows) -> None:
+        """Adds rows to the sums, one after the other, so that the result repeats itself to the bit.
+
+        Args:
+            ids: (n,) hashes of `names`; may repeat themselves.
+            names: n ids.
+            rows: (n, 4 C + 2).
+        """
+        for key, name in zip(ids.tolist(), names, strict=True):
+            if self._row.setdefault(key, len(self.names)) == len(self.names):
+                self.names.append(name)
+        if len(self) > len(self.sums):
+            # In place, as far as the system allows: a second copy of all sums may not fit.
+            room = (max(len(self), len(self.sums) * 5 // 4), rows.shape[1])
+            self.sums.resize(room, refcheck=False)
+        places = np.fromiter(map(self._row.__getitem__, ids.tolist()), np.int64, len(ids))
+        np.add.at(self.sums, places, rows)
+
+    def part(self, number: int, parts: int) -> tuple[Ids, list[str], Rows]:
+        """Gives ids, names and sums of one of so many parts, each of about as many objects."""
+        ids = self.ids
+        chosen = np.flatnonzero(ids % parts == number)
+        return ids[chosen], [self.names[place] for place in chosen], self.sums[chosen]
 
 
 def votes_name(epoch: int) -> str:
@@ -71,11 +124,16 @@ def votes_name(epoch: int) -> str:
     return f"{VOTES_FOLDER}/epoch-{epoch:04d}.parquet"
 
 
+def bytes_per_object(num_classes: int) -> int:
+    """Gives what the sums of one object take, in memory and in a checkpoint within an epoch."""
+    return 8 * (len(VOICES) * num_classes + 2)
+
+
 class VoteBox:
     """Collects answers step by step."""
 
     def __init__(self) -> None:
-        self._heap: _Heap | None = None
+        self._heap = _Heap()
         self._waiting: list[tuple[Tensor, tuple[str, ...], Tensor]] = []
 
     @torch.no_grad()
@@ -106,39 +164,48 @@ class VoteBox:
         if not self._waiting:
             return
         ids = torch.cat([part[0] for part in self._waiting]).cpu().numpy()
-        names = tuple(name for part in self._waiting for name in part[1])
+        names = [name for part in self._waiting for name in part[1]]
         sums = torch.cat([part[2] for part in self._waiting]).cpu().numpy().astype(np.float64)
         self._waiting = []
-        heaps = [_Heap(ids, names, sums)]
-        self._heap = _merge(heaps if self._heap is None else [self._heap, *heaps])
+        self._heap.add(ids, names, sums)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives the sums of all workers. Workers meet here: each of them has to call it."""
+        """Gives the sums of all workers on the first, and nothing on the others, for the first
+        writes the checkpoint. Workers meet here: each of them has to call it."""
         whole = self._gathered()
-        if whole is None:
+        if not len(whole):
             return {}
+        ids = whole.ids
+        order = np.argsort(ids)
         return {
-            "ids": torch.from_numpy(whole.ids),
-            "names": list(whole.names),
-            "sums": torch.from_numpy(whole.sums),
+            "ids": torch.from_numpy(ids[order]),
+            "names": [whole.names[place] for place in order],
+            "sums": torch.from_numpy(whole.sums[order]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes all workers' sums back, on the first worker: they are counted once."""
-        self._heap, self._waiting = None, []
+        self._heap, self._waiting = _Heap(), []
         if state and worker_rank() == 0:
-            self._heap = _Heap(
-                state["ids"].numpy(), tuple(state["names"]), state["sums"].numpy().copy()
-            )
+            self._heap.add(state["ids"].numpy(), state["names"], state["sums"].numpy())
 
     def empty(self) -> Votes | None:
-        """Counts all workers' votes, and starts anew; None if there are none. Workers meet here."""
+        """Counts all workers' votes, on the first of them, and starts anew. Workers meet here.
+
+        Returns:
+            None if there are no votes, and on all workers but the first: of many objects and
+            classes, votes are too large to be held by everyone.
+        """
         whole = self._gathered()
-        self._heap = None
-        if whole is None:
+        self._heap = _Heap()
+        if not len(whole):
             return None
-        order = sorted(range(len(whole.names)), key=whole.names.__getitem__)
-        means = torch.from_numpy((whole.sums[:, :-1] / whole.sums[:, -1:])[order]).float()
+        order = sorted(range(len(whole)), key=whole.names.__getitem__)
+        means = torch.empty(len(whole), whole.sums.shape[1] - 1)
+        # A few at a time: the sums are the largest thing in memory here.
+        for first in range(0, len(order), ROWS_AT_ONCE):
+            rows = whole.sums[order[first : first + ROWS_AT_ONCE]]
+            means[first : first + ROWS_AT_ONCE] = torch.from_numpy(rows[:, :-1] / rows[:, -1:])
         parts = means[:, :-1].unflatten(1, (len(VOICES), -1)).unbind(dim=1)
         steady = means[:, -1]
         return Votes(
@@ -147,22 +214,20 @@ class VoteBox:
             stability=None if (steady < 0).any() else steady,
         )
 
-    def _gathered(self) -> _Heap | None:
+    def _gathered(self) -> _Heap:
+        """Gives the first worker the sums of all, and the others none of them."""
         self._settle()
-        parts = [part for part in gather_objects(self._heap) if part is not None]
-        return _merge(parts) if parts else None
-
-
-def _merge(heaps: Sequence[_Heap]) -> _Heap:
-    """Adds sums up, in the order of the heaps, so that the result repeats itself to the bit."""
-    ids, first, place = np.unique(
-        np.concatenate([heap.ids for heap in heaps]), return_index=True, return_inverse=True
-    )
-    names = [name for heap in heaps for name in heap.names]
-    rows = np.concatenate([heap.sums for heap in heaps])
-    sums = np.zeros((len(ids), rows.shape[1]))
-    np.add.at(sums, place, rows)
-    return _Heap(ids, tuple(names[k] for k in first), sums)
+        if num_workers() == 1:
+            return self._heap
+        whole = _Heap()
+        # Part by part: what is under way at a time is as small for many objects as for few. An
+        # object is in one part on all workers, so that its sums are added in the workers' order.
+        parts = round(most_of_workers(-(-self._heap.sums.nbytes // SENT_BYTES)))
+        for number in range(parts):
+            for ids, names, rows in gather_on_first(self._heap.part(number, parts)):
+                if len(ids):
+                    whole.add(ids, names, rows)
+        return whole
 
 
 @dataclass(frozen=True)

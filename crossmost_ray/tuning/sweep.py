@@ -38,6 +38,7 @@ MAY_CHANGE = (
     *("max_concurrent", "evaluate", "output"),
     *("base_config.cluster", "base_config.evaluation", "base_config.trackers"),
     *("base_config.name", "base_config.output", "base_config.keep_checkpoints"),
+    "base_config.data.check",
     # What they come to is in `base_config`.
     *("base", "overrides"),
 )

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from crossmost_ray.config import ConfigError
-from crossmost_ray.data.shards import check_file, class_names, list_shards, read_manifest
+from crossmost_ray.data.decode import decode_view
+from crossmost_ray.data.shards import (
+    ROWS_AT_ONCE,
+    check_file,
+    class_names,
+    find_row,
+    list_shards,
+    read_manifest,
+)
+from crossmost_ray.data.whole import looks_whole
 from crossmost_ray.schema import SHARD_SCHEMA
-from tests.synthetic import CLASSES, write_shards
+from tests.synthetic import CLASSES, Fault, broken_pixels, replace_view, write_shards
 
 COLUMNS = ("object_id", "points", "views")
 LEAST = {"num_points": 100, "num_views": 4, "view_size": 32}
@@ -117,6 +128,47 @@ def test_every_bad_row_is_named_with_its_fault(tmp_path: Path) -> None:
         assert re.fullmatch(
             rf"part-00000\.parquet, row {row} \(synthetic/0-{row}\): {fault}", text
         ), text
+
+
+def test_rows_are_counted_through_a_shard_that_is_read_in_parts(tmp_path: Path) -> None:
+    number = 2 * ROWS_AT_ONCE + 5
+    faults: dict[int, Fault] = {0: "nan", ROWS_AT_ONCE: "bad_view", number - 1: "few_points"}
+    folder = write_shards(tmp_path / "s", num_objects=number, num_files=1, corrupt=faults)
+    check = check_file(str(folder), "part-00000.parquet", COLUMNS, **LEAST)
+    assert check.num_objects == number
+    assert [bad.row for bad in check.bad] == list(faults)
+    assert [bad.object_id for bad in check.bad] == [f"synthetic/0-{row}" for row in faults]
+
+
+def test_damage_among_pixels_is_found_by_the_full_check_alone(
+    tmp_path: Path,
+) -> None:
+    folder = write_shards(tmp_path / "s", num_objects=4, num_files=1)
+    replace_view(folder / "part-00000.parquet", row=2, place=1, view=broken_pixels())
+    (name,) = list_shards(str(folder), COLUMNS)
+    assert check_file(str(folder), name, COLUMNS, **LEAST).bad == ()
+    (bad,) = check_file(str(folder), name, COLUMNS, **LEAST, full=True).bad
+    assert (bad.row, bad.object_id) == (2, "synthetic/0-2")
+    assert bad.problem.startswith("view 1 can't be decoded (")
+
+
+def test_a_view_that_decodes_is_good_however_it_looks(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "s", num_objects=1, num_files=1)
+    stream = io.BytesIO()
+    Image.new("RGB", (48, 48), (9, 99, 199)).save(stream, "JPEG")
+    # Padding in the place of the marker at its end, which decoders can do without.
+    view = stream.getvalue()[:-2] + bytes(2000)
+    assert not looks_whole(view)
+    assert decode_view(view, 32).shape == (3, 32, 32)
+    replace_view(folder / "part-00000.parquet", row=0, place=0, view=view)
+    assert check_file(str(folder), "part-00000.parquet", COLUMNS, **LEAST).bad == ()
+
+
+def test_an_object_is_found_by_its_id(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "s", num_objects=7, num_files=3)
+    files = list_shards(str(folder), COLUMNS)
+    assert find_row(str(folder), files, "synthetic/0-4") == ("part-00001.parquet", 1)
+    assert find_row(str(folder), files, "synthetic/0-7") is None
 
 
 @pytest.mark.parametrize(("num_points", "good"), [(128, 1), (129, 0)])

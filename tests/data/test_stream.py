@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +15,17 @@ from hypothesis import strategies as st
 from crossmost_ray.config import ConfigError, DataConfig
 from crossmost_ray.data.decode import ring_views
 from crossmost_ray.data.shards import BadRow, ShardCheck, list_shards
-from crossmost_ray.data.stream import RawCollate, pair_rows, read_rows, steps_per_epoch
+from crossmost_ray.data.stream import (
+    MAX_NAMED_ROWS,
+    BrokenViewError,
+    RawCollate,
+    name_left_out,
+    pair_rows,
+    read_rows,
+    steps_per_epoch,
+)
 from crossmost_ray.schema import SHARD_SCHEMA
-from tests.synthetic import write_shards
+from tests.synthetic import broken_pixels, encode, view, write_shards
 
 
 @given(stored=st.integers(1, 40), data=st.data())
@@ -119,3 +129,23 @@ def test_how_rows_are_cut_follows_from_the_shards_not_from_the_cluster(
     ]
     assert parts == [4, 4, 3]
     assert [row["object_id"] for row in rows.take_all()] == [f"synthetic/0-{k}" for k in range(11)]
+
+
+def test_a_view_that_decoding_finds_broken_is_named_by_its_object() -> None:
+    good = encode(view(0, 0, np.random.default_rng(0)))
+    table = table_of([good, good], [good, broken_pixels()], [good, good])
+    with pytest.raises(
+        BrokenViewError, match=r"a view of the object 'o1' can't be decoded \(.+\)$"
+    ):
+        RawCollate(32)(table)
+    told = pickle.loads(pickle.dumps(BrokenViewError("o1", "why")))
+    assert (told.object_id, told.reason) == ("o1", "why")
+
+
+def test_of_many_rows_that_are_left_out_a_few_are_named() -> None:
+    bad = [BadRow("part-00000.parquet", row, f"o{row}", "is broken") for row in range(100)]
+    few = name_left_out(bad[:MAX_NAMED_ROWS])
+    assert few[0] == "left out: part-00000.parquet, row 0 (o0): is broken"
+    assert len(few) == MAX_NAMED_ROWS
+    assert name_left_out(bad) == [*few, f"left out: {100 - MAX_NAMED_ROWS} more"]
+    assert name_left_out([]) == []

@@ -39,7 +39,7 @@ from tests.jobs.runs import (
     values,
     weights,
 )
-from tests.synthetic import CLASSES, Fault, write_shards
+from tests.synthetic import CLASSES, Fault, broken_pixels, replace_view, write_shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,6 +181,20 @@ def test_rows_that_cannot_be_used_are_named(ray_cluster: None, inputs: Path) -> 
         "part-00001.parquet, row 3 (synthetic/0-11): view 3 can't be decoded",
         "data.bad_rows=skip",
     )
+
+
+def test_a_view_that_only_decoding_finds_broken_stops_the_run_by_name(
+    ray_cluster: None, inputs: Path
+) -> None:
+    write_shards(inputs / "shards", num_objects=16)
+    replace_view(inputs / "shards/part-00001.parquet", row=3, place=2, view=broken_pixels())
+    broken = r"part-00001\.parquet, row 3: a view of the object 'synthetic/0-11' can't be decoded"
+    once = {"max_failures": 0}
+    with pytest.raises(ConfigError, match=rf"^{broken} .*data\.check=full and data\.bad_rows$"):
+        train(adapt_config(inputs, cluster=once))
+    # What it proposes names the row before anything starts.
+    whole = adapt_config(inputs, name="whole", data={"check": "full"}, cluster=once)
+    refuse(whole, "1 of 16 rows", "part-00001.parquet, row 3 (synthetic/0-11): view 2 can't be")
 
 
 def test_a_batch_larger_than_the_data_is_refused(ray_cluster: None, inputs: Path) -> None:

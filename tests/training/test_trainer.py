@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,14 @@ from crossmost_ray.training.checkpoint import (
     save_state,
 )
 from crossmost_ray.training.events import EVENTS_NAME, event_line
-from crossmost_ray.training.trainer import SNAPSHOT_NAME, check_space, size_text, tidy_run
+from crossmost_ray.training.trainer import (
+    SNAPSHOT_NAME,
+    check_space,
+    open_run,
+    size_text,
+    tidy_run,
+)
+from crossmost_ray.training.votes import bytes_per_object
 from crossmost_ray.training.watch import EventLog, last_words, read_progress, shown
 from crossmost_ray.training.worker import PROGRESS_NAME
 from tests.jobs.runs import adapt_config
@@ -110,7 +118,22 @@ def test_a_disk_that_is_too_full_is_refused_before_the_run(
     monkeypatch.setattr(trainer.shutil, "disk_usage", lambda path: usage(1, 1, 1_000_000))
     with pytest.raises(ConfigError, match=r"has 1 MB free and the run may need .* MB; lower"):
         check_space(config, run, facts)
+    # A checkpoint within an epoch holds the votes, too: of many objects they are the larger part.
+    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda path: usage(1, 1, 10**12))
+    within = replace(config, cluster=replace(config.cluster, checkpoint_steps=10))
+    votes = 100_000 * bytes_per_object(1000)
+    assert "6.6 GB in all" in check_space(within, run, facts, votes_bytes=votes)
+    assert "GB in all" not in check_space(config, run, facts, votes_bytes=votes)
     assert (size_text(2.5e9), size_text(41_600_000)) == ("2.5 GB", "42 MB")
+
+
+def test_a_resumed_run_may_be_looked_at_otherwise_but_not_learn_otherwise(tmp_path: Path) -> None:
+    config = replace(adapt_config(tmp_path), output=str(tmp_path))
+    open_run(config, resume=False)
+    looked_at = replace(config, data=replace(config.data, check="full"))
+    assert open_run(looked_at, resume=True).has_file("config.yaml")
+    with pytest.raises(ConfigError, match=r"other values of data\.batch_size"):
+        open_run(replace(config, data=replace(config.data, batch_size=7)), resume=True)
 
 
 def test_a_range_of_workers_names_the_fewest_first() -> None:

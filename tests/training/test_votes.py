@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from crossmost_ray.schema import PseudoLabels
+from crossmost_ray.training import votes as votes_module
 from crossmost_ray.training.votes import (
     STEPS_HELD,
     VOICES,
@@ -137,3 +143,81 @@ def test_what_is_remembered_follows_the_object_not_its_place() -> None:
     known = Memory.load(memory.state_dict()).of(("d", "c", "a"))
     assert known.opinion.tolist() == [6, -1, 4]
     assert known.targets["image"].tolist() == [3, -1, 1]
+
+
+@given(seed=st.integers(0, 10_000), objects=st.integers(1, 40), views=st.integers(1, 6))
+def test_sums_grow_with_the_objects_and_equal_plain_addition(
+    seed: int, objects: int, views: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Hashes of any size, and objects that come again in the same step.
+    hashes = rng.permutation(2**62 - 1 - np.arange(objects))
+    places = rng.integers(0, objects, objects * views)
+    logits = {voice: torch.randn(len(places), C) for voice in VOICES}
+    box = VoteBox()
+    for cut in np.array_split(np.arange(len(places)), 2 * STEPS_HELD + 1):
+        names = tuple(f"object-{k}" for k in places[cut])
+        said = {voice: logits[voice][cut] for voice in VOICES}
+        box.add(torch.from_numpy(hashes[places[cut]]), names, said, None)
+    found = box.state_dict()
+    prob = torch.cat([logits[voice].softmax(dim=-1) for voice in VOICES], 1).double()
+    for key, name, row in zip(found["ids"], found["names"], found["sums"], strict=True):
+        place = int(name.removeprefix("object-"))
+        assert hashes[place] == key
+        expected = torch.zeros(4 * C, dtype=torch.float64)
+        for k in np.flatnonzero(places == place):
+            expected += prob[k]
+        assert torch.equal(row[:-2], expected)
+        assert row[-1] == (places == place).sum()
+    assert found["ids"].tolist() == sorted(hashes[np.unique(places)].tolist())
+
+
+WORKERS = 3
+
+
+def cast(rank: int) -> VoteBox:
+    """The votes of one of three workers: some objects are seen by one, by two, or by all."""
+    box = VoteBox()
+    fill(box, range(40 * rank, 40 * rank + 40 - 35 * (rank == 2)))
+    return box
+
+
+def gather(rank: int, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS
+    )
+    votes_module.SENT_BYTES = 200  # so that a worker sends in several parts
+    box = cast(rank)
+    state = box.state_dict()
+    resumed = VoteBox()
+    resumed.load_state_dict(state)
+    found = [box.empty() for box in (box, resumed)]
+    said = [
+        None if votes is None else (votes.names, votes.prob, votes.stability) for votes in found
+    ]
+    torch.save({"state": state, "said": said}, f"{folder}/found-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_the_first_worker_gets_all_votes_in_the_order_of_the_workers(tmp_path: Path) -> None:
+    mp.spawn(gather, args=(str(tmp_path),), nprocs=WORKERS)
+    first, *others = (
+        torch.load(tmp_path / f"found-{rank}.pt", weights_only=True) for rank in range(WORKERS)
+    )
+    assert all(one == {"state": {}, "said": [None, None]} for one in others)
+    parts = [cast(rank).state_dict() for rank in range(WORKERS)]
+    state, expected = first["state"], {}
+    for part in parts:
+        for name, row in zip(part["names"], part["sums"], strict=True):
+            expected[name] = expected[name] + row if name in expected else row
+    assert state["ids"].tolist() == sorted(state["ids"].tolist())
+    assert set(state["names"]) == set(expected)
+    for name, row in zip(state["names"], state["sums"], strict=True):
+        assert torch.equal(row, expected[name])
+    for names, prob, stability in first["said"]:
+        assert names == tuple(sorted(expected))
+        sums = torch.stack([expected[name] for name in names])
+        means = (sums[:, :-1] / sums[:, -1:]).float()
+        assert torch.equal(torch.cat([prob[voice] for voice in VOICES], dim=1), means[:, :-1])
+        assert torch.equal(stability, means[:, -1])

@@ -115,3 +115,45 @@ def test_workers_share_a_batch_without_changing_its_gradient(
             torch.testing.assert_close(
                 share["gradients"][name], gradient, rtol=1e-3, atol=1e-5, msg=name
             )
+
+
+def epoch_of(task: AdaptTask, seeds: list[int]) -> dict[str, Any]:
+    """Two epochs of answers without a step, and what is made of them."""
+    for _ in range(2):
+        for seed in seeds:
+            batch = raw_batch(4, captions=False, seed=seed)
+            task.losses(batch, torch.Generator().manual_seed(seed))
+        end = task.finish_epoch()
+    guard, state = task.guard.state_dict(), task.state_dict()
+    return {
+        "metrics": end.metrics,
+        "votes": None if end.votes is None else end.votes.to_pylist(),
+        "guard": [guard["history"], guard["ease"].tolist(), guard["best"], guard["since_best"]],
+        "remembered": state["before"] is not None,
+    }
+
+
+def epoch_worker(rank: int, num_workers: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_workers
+    )
+    torch.save(epoch_of(task_of(0.0), [rank]), f"{folder}/found-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_an_epoch_is_judged_by_the_first_worker_and_the_others_follow(tmp_path: Path) -> None:
+    mp.spawn(epoch_worker, args=(2, str(tmp_path)), nprocs=2)
+    first, second = (
+        torch.load(tmp_path / f"found-{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    assert (second["metrics"], second["guard"]) == (first["metrics"], first["guard"])
+    assert (len(first["votes"]), second["votes"]) == (8, None)
+    assert (first["remembered"], second["remembered"]) == (True, False)
+    # As one worker judges who has seen all of it.
+    alone = epoch_of(task_of(0.0), [0, 1])
+    assert first["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+    assert [row["object_id"] for row in first["votes"]] == [
+        row["object_id"] for row in alone["votes"]
+    ]
