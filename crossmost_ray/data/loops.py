@@ -82,7 +82,7 @@ def _crop_images(
                 for j in range(size):
                     at = 3 * column[j] + 3 + channel
                     value = line[at] + column_share[j] * (line[at + 3] - line[at])
-                    out[b, channel, i, j] = min(max(value * unit, ZERO), ONE)
+                    out[b, channel, i, j] = min(max(value * np.float32(unit), ZERO), ONE)
 
 
 def crop_images(images: Tensor, matrix: Tensor, size: int, fill: tuple[float, ...]) -> Tensor:
@@ -99,12 +99,12 @@ def crop_images(images: Tensor, matrix: Tensor, size: int, fill: tuple[float, ..
         (B, 3, R, R) float32, 0 to 1.
     """
     B, _, height, width = images.shape
-    unit = np.float32(1.0 if images.is_floating_point() else 1 / 255)
+    unit = 1.0 if images.is_floating_point() else 1 / 255
     lines = images.permute(0, 2, 3, 1).contiguous().numpy().reshape(B, height, 3 * width)
     out = torch.empty(B, 3, size, size)
 
     def loop(lines: npt.NDArray[Any], matrix: Floats, out: Floats) -> None:
-        _crop_images(lines, matrix, np.array(fill, np.float32) / unit, unit, out)
+        _crop_images(lines, matrix, np.array(fill, np.float32) / np.float32(unit), unit, out)
 
     on_threads(loop, B // IMAGES_OF_A_THREAD, lines, matrix.numpy(), out.numpy())
     return out

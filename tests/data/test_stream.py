@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossmost_ray.config import ConfigError, DataConfig
-from crossmost_ray.data.decode import ring_views
+from crossmost_ray.data.decode import decode_points, ring_views
 from crossmost_ray.data.shards import BadRow, ShardCheck, list_shards
 from crossmost_ray.data.stream import RawCollate, pair_rows, read_rows, steps_per_epoch
 from crossmost_ray.schema import SHARD_SCHEMA
@@ -55,7 +55,7 @@ def test_each_used_view_becomes_a_pair_with_views_from_around_the_ring() -> None
         [b"b2", b"b0"],
         [b"b3", b"b1"],
     ]
-    assert pairs["points"].to_pylist()[4] == [[1, 0, 0], [1, 1, 0]]
+    assert decode_points(pairs["points"])[4].tolist() == [[1, 0, 0], [1, 1, 0]]
 
 
 def test_objects_left_out_leave_no_pair_and_shift_no_other() -> None:
