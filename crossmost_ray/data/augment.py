@@ -38,6 +38,10 @@ def _clipped_normal(shape: tuple[int, ...], std: float, cut: float, rng: torch.G
     return (torch.randn(shape, generator=rng, device=rng.device) * std).clamp(-cut, cut)
 
 
+def _has_loops(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
 @functools.lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers for each channel, (K, 1, 1): kept, since each copy to a GPU would wait for it."""
@@ -114,7 +118,7 @@ def random_crop(
     matrix[:, 0, 2] = left
     matrix[:, 1, 1] = height
     matrix[:, 1, 2] = top
-    if device.type == "cpu":
+    if _has_loops(device):
         return crop_images(images, matrix, size, FILL)
     return _warp(images, matrix, size)
 
@@ -135,8 +139,12 @@ def _auto_contrast(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    if images.device.type == "cpu":
-        return equalize_channels(images)
+    equalize = equalize_channels if _has_loops(images.device) else _rank_values
+    return equalize(images)
+
+
+def _rank_values(images: Tensor) -> Tensor:
+    """Puts in the place of each value of 256 its rank in its channel."""
     B, channels, height, width = images.shape
     value = (images * 255).round().long().flatten(2)
     counts = torch.zeros(B, channels, 256, device=images.device)
@@ -197,7 +205,7 @@ class Warp:
 
 
 def _move(images: Tensor, matrix: Tensor) -> Tensor:
-    if images.device.type == "cpu":
+    if _has_loops(images.device):
         return warp_images(images, matrix, FILL)
     return _warp(images, matrix, images.shape[-1])
 
@@ -279,7 +287,7 @@ def _rand_augment(
 ) -> None:
     """Changes the images themselves."""
     B, device = len(images), images.device
-    replace = _replace_rows if device.type == "cpu" else _replace_where
+    replace = _replace_rows if _has_loops(device) else _replace_where
     for _ in range(num_ops):
         choice = (torch.rand(B, generator=generator, device=device) * len(IMAGE_OPS)).long()
         applied = torch.rand(B, generator=generator, device=device) < chance
@@ -364,7 +372,7 @@ def sample_points(
     """
     B, N, _ = points.shape
     noise = torch.rand((B * repeats, N), generator=generator, device=points.device)
-    if points.device.type == "cpu":
+    if _has_loops(points.device):
         return take_points(points, noise, num_points)
     index = noise.topk(num_points, dim=1).indices.reshape(B, repeats * num_points, 1)
     return points.gather(1, index.expand(-1, -1, 3)).reshape(B * repeats, num_points, 3)
@@ -417,7 +425,7 @@ def strong_points(
     noise = torch.randn((B, N, 3), generator=generator, device=device)
     ratio = _uniform((B, 1), 0, config.dropout, generator)
     draws = torch.rand((B, N), generator=generator, device=device)
-    roughen = roughen_points if device.type == "cpu" else _roughen_points
+    roughen = roughen_points if _has_loops(device) else _roughen_points
     return roughen(points, turn, shift, noise, config.jitter, draws, ratio)
 
 
