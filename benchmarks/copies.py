@@ -25,7 +25,10 @@ SHARD_OBJECTS = 64
 
 
 def write_copies(
-    folder: Path, num_objects: int, view: Callable[[Sequence[bytes]], bytes] | None = None
+    folder: Path,
+    num_objects: int,
+    view: Callable[[Sequence[bytes]], bytes] | None = None,
+    shard_objects: int = SHARD_OBJECTS,
 ) -> float:
     """Writes shards of so many objects with ids of their own, and their manifest.
 
@@ -34,6 +37,7 @@ def write_copies(
         num_objects: At least 1.
         view: Makes of an object's embedded views the one that is kept; without it, two are kept as
             they are.
+        shard_objects: In a shard.
 
     Returns:
         What they take in memory, in MB. The files are as large: they are not compressed, since
@@ -49,8 +53,8 @@ def write_copies(
         field = SHARD_SCHEMA.field(place)
         objects = objects.set_column(place, field, pa.array(made, field.type))
     num_bytes = 0
-    for shard, first in enumerate(range(0, num_objects, SHARD_OBJECTS)):
-        places = np.arange(first, min(first + SHARD_OBJECTS, num_objects))
+    for shard, first in enumerate(range(0, num_objects, shard_objects)):
+        places = np.arange(first, min(first + shard_objects, num_objects))
         ids = pa.array([f"copies/{place}" for place in places], pa.string())
         table = objects.take(pa.array(places % len(objects)))
         table = table.set_column(0, SHARD_SCHEMA.field("object_id"), ids)

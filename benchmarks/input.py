@@ -80,6 +80,9 @@ BUFFER = 8 * BATCH_SIZE
 QUALITY = 92
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TICKS = os.sysconf("SC_CLK_TCK")
+SHARD_OBJECTS = 512
+"""About 64 MB, as `jobs/prepare.py` makes them."""
+
 RNG = np.random.default_rng(0)
 WAYS = ("ours", "loader", "per sample")
 Cloud = npt.NDArray[np.float32]
@@ -405,7 +408,9 @@ def stages(files: Sequence[Path]) -> dict[str, float]:
 
 def compare(folder: Path, kind: str, number: int, passes: int, threads: int) -> dict[str, Any]:
     """Compares the three ways on shards of one format."""
-    write_copies(folder, number, partial(sheet, side=view_size(IMAGE_SIZE), kind=kind))
+    write_copies(
+        folder, number, partial(sheet, side=view_size(IMAGE_SIZE), kind=kind), SHARD_OBJECTS
+    )
     files = sorted(folder.glob("*.parquet"))
     share, config = our_share(folder, threads), data_config(folder, threads)
     ways: dict[str, Callable[[int], int]] = {"ours": partial(ours, share, config)}
@@ -451,11 +456,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="JPEG only, fewer objects")
-    parser.add_argument("--objects", type=int, help="in the shards; 2048, 768 with --quick")
+    parser.add_argument("--objects", type=int, help="in the shards; 2048, 1024 with --quick")
     parser.add_argument("--passes", type=int, help="of each way; 3")
     parser.add_argument("--threads", type=int, default=1, help="that decode and augment in ours")
     args = parser.parse_args()
-    number = args.objects or (768 if args.quick else 2048)
+    number = args.objects or (1024 if args.quick else 2048)
     passes = args.passes or 3
     kinds = ("JPEG",) if args.quick else ("JPEG", "WEBP", "PNG")
     torch.set_num_threads(args.threads)

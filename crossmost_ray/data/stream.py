@@ -247,9 +247,11 @@ class RawCollate(ArrowBatchCollateFn):
 
 
 def _own_cpus() -> int:
-    """Counts the CPUs that Ray gave this worker; a driver was given none, and has the machine's."""
-    given = ray.get_runtime_context().get_assigned_resources().get("CPU")
-    return max(1, int(given)) if given else len(os.sched_getaffinity(0))
+    """Counts the CPUs that Ray gave this worker; a driver is given none, and has the machine's."""
+    context = ray.get_runtime_context()
+    if context.get_actor_id() is None:
+        return len(os.sched_getaffinity(0))
+    return max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
 
 def raw_batches(
