@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,23 @@ SHARD_OBJECTS = 64
 """Objects in a shard: about 6.5 MB, several of which fit even into the smallest object store."""
 
 
-def write_copies(folder: Path, num_objects: int, *, num_views: int = NUM_VIEWS) -> float:
+def write_copies(
+    folder: Path,
+    num_objects: int,
+    *,
+    num_views: int = NUM_VIEWS,
+    view: Callable[[Sequence[bytes]], bytes] | None = None,
+    shard_objects: int = SHARD_OBJECTS,
+) -> float:
     """Writes shards of so many objects with ids of their own, and their manifest.
 
     Args:
         folder: Made if it is missing.
         num_objects: At least 1.
         num_views: Of each object, at most 12.
+        view: Makes of an object's embedded views the one that is kept; without it, `num_views` of
+            them are kept as they are.
+        shard_objects: In a shard.
 
     Returns:
         What they take in memory, in MB. The files are as large: they are not compressed, since
@@ -37,12 +48,16 @@ def write_copies(folder: Path, num_objects: int, *, num_views: int = NUM_VIEWS) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = resolve_path(SOURCE)
-    objects = _heavy(
-        pa.concat_tables(map(pq.read_table, sorted(source.glob("*.parquet")))), num_views
-    )
+    objects = pa.concat_tables(map(pq.read_table, sorted(source.glob("*.parquet"))))
+    made = None if view is None else [[view(views)] for views in objects["views"].to_pylist()]
+    objects = _heavy(objects, num_views)
+    if made is not None:
+        place = SHARD_SCHEMA.get_field_index("views")
+        field = SHARD_SCHEMA.field(place)
+        objects = objects.set_column(place, field, pa.array(made, field.type))
     num_bytes = 0
-    for shard, first in enumerate(range(0, num_objects, SHARD_OBJECTS)):
-        places = np.arange(first, min(first + SHARD_OBJECTS, num_objects))
+    for shard, first in enumerate(range(0, num_objects, shard_objects)):
+        places = np.arange(first, min(first + shard_objects, num_objects))
         ids = pa.array([f"copies/{place}" for place in places], pa.string())
         table = objects.take(pa.array(places % len(objects)))
         table = table.set_column(0, SHARD_SCHEMA.field("object_id"), ids)

@@ -124,6 +124,9 @@ class DataConfig:
     shuffle_buffer: Count = 4096
     """Pairs that a worker keeps in memory to draw its batches from."""
 
+    decode_threads: Count | None = None
+    """Views that a worker decodes at a time, while it trains. None takes the worker's CPUs."""
+
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What to do with a row that can't be used: stop and name it, or leave it out and count it."""
 

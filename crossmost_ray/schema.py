@@ -48,7 +48,8 @@ class RawBatch(NamedTuple):
     """B objects as they come from the shards, before any augmentation."""
 
     images: Tensor
-    """(B, T, 3, S, S) uint8: T views of each object, the first of them the pair's own."""
+    """(B, T, 3, S, S) uint8: T views of each object, the first of them the pair's own. In memory
+    the channels lie last, as decoders leave them."""
     points: Tensor
     """(B, N, 3) float32, in the unit sphere, in random order."""
     object_id: Tensor

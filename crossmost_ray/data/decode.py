@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
+POINT_BYTES = 12
+
 
 def view_size(image_size: int) -> int:
     """Gives the side that views are decoded to: half as large again, so that crops stay sharp."""
@@ -24,14 +26,18 @@ def decode_view(encoded: bytes, size: int) -> npt.NDArray[np.uint8]:
         size: S; a view of another size is resized by its shorter side and cropped to its centre.
 
     Returns:
-        (3, S, S) uint8.
+        (3, S, S) uint8; in memory, the channels lie last.
 
     Raises:
         OSError: If the bytes are no image that Pillow reads.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=("WEBP", "PNG", "JPEG"))
-        image = image.convert("RGB")
+        # A JPEG of twice the size or more is decoded at a half, a quarter or an eighth of it.
+        image.draft(None, (size, size))
+        image.load()
+        # What is RGB already would be copied.
+        image = image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError:
         # Pillow's own message ends with an address in memory.
         raise OSError("it is no WebP, PNG or JPEG image") from None
@@ -48,12 +54,33 @@ def decode_view(encoded: bytes, size: int) -> npt.NDArray[np.uint8]:
 
 
 def decode_points(column: pa.Array | pa.ChunkedArray) -> list[npt.NDArray[np.float32]]:
-    """Turns a column of nested lists into one (N, 3) float32 array per row."""
+    """Gives one (N, 3) float32 array per row of a column of nested lists, or of packed points.
+
+    Packed points are not copied, so their arrays can't be written to.
+    """
+    if pa.types.is_large_binary(column.type):
+        return [np.frombuffer(row.as_buffer(), np.float32).reshape(-1, 3) for row in column]
+    flat, ends = _flatten_points(column)
+    return np.split(flat.reshape(-1, 3), ends)[:-1]
+
+
+def pack_points(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Turns a column of nested lists into one of bytes, which Arrow moves ten times as fast."""
+    flat, ends = _flatten_points(column)
+    offsets = np.concatenate([[0], ends]).astype(np.int64) * POINT_BYTES
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(flat)]
+    return pa.Array.from_buffers(pa.large_binary(), len(column), buffers)
+
+
+def _flatten_points(
+    column: pa.Array | pa.ChunkedArray,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Gives all coordinates of all rows, and after how many points each row ends."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     lengths = np.diff(column.offsets.to_numpy())
-    flat = column.flatten().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return np.split(flat.reshape(-1, 3), np.cumsum(lengths))[:-1]
+    flat = column.flatten().flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(np.float32, copy=False), np.cumsum(lengths, dtype=np.int64)
 
 
 def ring_views(num_used: int, num_stored: int) -> list[int]:

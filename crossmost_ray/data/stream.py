@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import torch
 from ray.data.collate_fn import ArrowBatchCollateFn
 
 from crossmost_ray.config import ConfigError, DataConfig
-from crossmost_ray.data.decode import decode_points, decode_view, hash_id, ring_views
+from crossmost_ray.data.decode import (
+    decode_points,
+    decode_view,
+    hash_id,
+    pack_points,
+    ring_views,
+)
 from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, shard_store
 from crossmost_ray.schema import RawBatch
 
@@ -115,9 +124,15 @@ def pair_rows(
         num_views: Views of each object that are used.
         teacher_views: T; further views, spread over the ring, come with each row's own.
         left_out: Ids of objects to leave out.
+
+    Returns:
+        The same columns; points are packed (`pack_points`), views are lists of T.
     """
-    keep = [name not in left_out for name in table["object_id"].to_pylist()]
-    table = table.filter(pa.array(keep)).combine_chunks()
+    if left_out:
+        keep = [name not in left_out for name in table["object_id"].to_pylist()]
+        table = table.filter(pa.array(keep))
+    points = table.schema.get_field_index("points")
+    table = table.set_column(points, "points", pack_points(table["points"]))
     stored = table["views"].combine_chunks()
     offsets = stored.offsets.to_numpy()
     index = []
@@ -209,14 +224,18 @@ class RawCollate(ArrowBatchCollateFn):
 
     Args:
         view_size: S, side that views are decoded to.
+        threads: How many views are decoded at a time; Pillow lets others run meanwhile.
+        pin: Whether to lay the result where a GPU fetches it while the host goes on.
     """
 
-    def __init__(self, view_size: int) -> None:
+    def __init__(self, view_size: int, *, threads: int = 1, pin: bool = False) -> None:
         self.view_size = view_size
+        self.threads = threads
+        self.pin = pin
 
     # Ray types the result as tensors, and allows anything.
     def __call__(self, table: pa.Table) -> RawBatch:  # type: ignore[override]
-        """Turns B rows into a batch on the CPU.
+        """Turns B rows of `pair_rows` into a batch on the CPU.
 
         Raises:
             BrokenViewError: If a view can't be decoded.
@@ -224,18 +243,16 @@ class RawCollate(ArrowBatchCollateFn):
         clouds = decode_points(table["points"])
         # A prefix of a cloud is a fair sample of it, for its points are in random order.
         shortest = min(len(cloud) for cloud in clouds)
+        points = torch.from_numpy(np.stack([cloud[:shortest] for cloud in clouds]))
         try:
-            images = [
-                np.stack([decode_view(view, self.view_size) for view in views.as_py()])
-                for views in table["views"]
-            ]
+            images = torch.from_numpy(self._decode(table["views"].to_pylist()))
         except (OSError, TypeError, ValueError):
             raise self._broken_view(table) from None
         captions = table["captions"].to_pylist() if "captions" in table.column_names else ()
         names = tuple(table["object_id"].to_pylist())
         return RawBatch(
-            images=torch.from_numpy(np.stack(images)),
-            points=torch.from_numpy(np.stack([cloud[:shortest] for cloud in clouds])),
+            images=images.pin_memory() if self.pin else images,
+            points=points.pin_memory() if self.pin else points,
             object_id=torch.tensor([hash_id(name) for name in names]),
             captions=tuple(tuple(texts) for texts in captions),
             names=names,
@@ -251,6 +268,33 @@ class RawCollate(ArrowBatchCollateFn):
                     return BrokenViewError(name.as_py(), str(broken))
         raise AssertionError("a view could not be decoded, and now all of them can")
 
+    def _decode(self, rows: Sequence[Sequence[bytes]]) -> npt.NDArray[np.uint8]:
+        """Decodes T views of each of B objects to (B, T, 3, S, S), the channels last in memory."""
+        side, num_views = self.view_size, len(rows[0])
+        images = np.empty((len(rows), num_views, side, side, 3), np.uint8).transpose(0, 1, 4, 2, 3)
+
+        def decode(place: int) -> None:
+            row, view = divmod(place, num_views)
+            images[row, view] = decode_view(rows[row][view], side)
+
+        places = range(len(rows) * num_views)
+        if self.threads == 1:
+            for place in places:
+                decode(place)
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                for _ in pool.map(decode, places):
+                    pass  # to raise what was raised
+        return images
+
+
+def _own_cpus() -> int:
+    """Counts the CPUs that Ray gave this worker; a driver is given none, and has the machine's."""
+    context = ray.get_runtime_context()
+    if context.get_actor_id() is None:
+        return len(os.sched_getaffinity(0))
+    return max(1, int(context.get_assigned_resources().get("CPU", 1)))
+
 
 def raw_batches(
     shard: ray.data.DataIterator,
@@ -265,7 +309,7 @@ def raw_batches(
 
     Args:
         shard: The worker's share of `stream_pairs`.
-        config: Size of the shuffle buffer.
+        config: Size of the shuffle buffer, and threads that decode.
         batch_size: This worker's share of a step.
         view_size: S, side that views are decoded to.
         seed: Of the order; another for each epoch.
@@ -273,7 +317,11 @@ def raw_batches(
     """
     batches = shard.iter_torch_batches(
         batch_size=batch_size,
-        collate_fn=RawCollate(view_size),
+        collate_fn=RawCollate(
+            view_size,
+            threads=config.decode_threads or _own_cpus(),
+            pin=device.type == "cuda",
+        ),
         # drop_last keeps the workers in step: one that takes a step more than the others
         # waits in its first collective for ever.
         drop_last=True,

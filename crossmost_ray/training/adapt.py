@@ -16,7 +16,6 @@ from crossmost_ray.data.augment import (
     sample_points,
     strong_images,
     strong_points,
-    to_float,
     weak_images,
     weak_points,
 )
@@ -187,11 +186,10 @@ class AdaptTask:
         """Makes the weak pairs of the teacher and the strong, masked pairs of the student."""
         config, spec, image = self.config, self.spec, self.bare_student.image
         B, T, size = len(batch.images), batch.images.shape[1], image.image_size
-        views = to_float(batch.images)
+        views = batch.images
         weak = weak_images(views.flatten(0, 1), size, config.image_augment, generator)
         strong_views = strong_images(views[:, 0], size, config.image_augment, generator)
-        repeated = batch.points.repeat_interleave(T, dim=0)
-        sampled = sample_points(repeated, config.data.num_points, generator)
+        sampled = sample_points(batch.points, config.data.num_points, generator, repeats=T)
         points_weak = weak_points(sampled, config.point_augment, generator)
         sampled = sample_points(batch.points, config.data.num_points, generator)
         strong = strong_points(sampled, config.point_augment, generator, spec.up_axis)

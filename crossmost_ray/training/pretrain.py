@@ -15,7 +15,6 @@ from crossmost_ray.data.augment import (
     sample_points,
     strong_images,
     strong_points,
-    to_float,
 )
 from crossmost_ray.data.decode import hash_id
 from crossmost_ray.losses import alignment_loss, global_local_loss, masked_modelling_loss
@@ -139,7 +138,7 @@ class PretrainTask:
         config, model, spec = self.config, self.model, self.model.spec
         B, device = len(batch.images), batch.images.device
         images = strong_images(
-            to_float(batch.images[:, 0]), model.image.image_size, config.image_augment, generator
+            batch.images[:, 0], model.image.image_size, config.image_augment, generator
         )
         points = sample_points(batch.points, config.data.num_points, generator)
         draws = torch.rand(B, 2, generator=generator, device=device).tolist()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from crossmost_ray.data.decode import decode_points, decode_view, hash_id
+from crossmost_ray.data.decode import decode_points, decode_view, hash_id, pack_points
 from crossmost_ray.schema import SHARD_SCHEMA
 from tests.synthetic import encode
 
@@ -49,6 +49,22 @@ def test_views_of_another_size_are_resized_and_cut_to_their_centre(
     steps = [decoded[0, :, -1] - decoded[0, :, 0], decoded[1, -1] - decoded[1, 0]]
     for step, share in zip(steps, shown, strict=True):
         assert step.mean() == pytest.approx(255 * share, abs=24)
+
+
+def test_the_channels_of_a_view_lie_last_in_memory() -> None:
+    assert decode_view(GOOD["PNG"], 20).transpose(1, 2, 0).flags.c_contiguous
+    assert decode_view(GOOD["PNG"], 10).transpose(1, 2, 0).flags.c_contiguous
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("width", "height"), [(160, 160), (320, 200), (170, 330), (79, 79)])
+def test_a_large_jpeg_is_decoded_at_the_size_needed(mode: str, width: int, height: int) -> None:
+    data = encode(picture(width, height).convert(mode), "JPEG")
+    # The same, decoded whole: a PNG of its pixels is.
+    whole = encode(Image.open(io.BytesIO(data)), "PNG")
+    found, expected = (decode_view(one, 40).astype(int) for one in (data, whole))
+    assert np.abs(found - expected).max() <= 6
+    assert np.abs(found - expected).mean() < 2
 
 
 def test_grey_and_transparent_views_become_rgb() -> None:
@@ -174,6 +190,19 @@ def test_chunks_are_joined(sizes: list[int], cut: int, first: int) -> None:
     chunks = pa.chunked_array([column(clouds[:cut]), column(clouds[cut:])], POINTS_TYPE)
     check(decode_points(chunks), clouds)
     check(decode_points(chunks.slice(first)), clouds[first:])
+
+
+@given(sizes=lengths.filter(bool), first=st.integers(0, 8), count=st.integers(0, 8), data=st.data())
+def test_packed_clouds_come_back_wherever_they_are_moved(
+    sizes: list[int], first: int, count: int, data: st.DataObject
+) -> None:
+    clouds = ragged(sizes)
+    packed = pack_points(column(clouds).slice(first, count))
+    kept = clouds[first:][:count]
+    check(decode_points(packed), kept)
+    places = data.draw(st.lists(st.integers(0, len(kept) - 1), max_size=6)) if kept else []
+    moved = pa.chunked_array([packed]).take(pa.array(places, pa.int64()))
+    check(decode_points(moved), [kept[place] for place in places])
 
 
 def test_clouds_of_other_float_types_come_back() -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crossmost_ray.config import ConfigError, DataConfig
-from crossmost_ray.data.decode import ring_views
+from crossmost_ray.data.decode import decode_points, decode_view, ring_views
 from crossmost_ray.data.shards import BadRow, ShardCheck, list_shards
 from crossmost_ray.data.stream import (
     MAX_NAMED_ROWS,
@@ -65,7 +66,7 @@ def test_each_used_view_becomes_a_pair_with_views_from_around_the_ring() -> None
         [b"b2", b"b0"],
         [b"b3", b"b1"],
     ]
-    assert pairs["points"].to_pylist()[4] == [[1, 0, 0], [1, 1, 0]]
+    assert decode_points(pairs["points"])[4].tolist() == [[1, 0, 0], [1, 1, 0]]
 
 
 def test_objects_left_out_leave_no_pair_and_shift_no_other() -> None:
@@ -96,6 +97,46 @@ def test_collating_decodes_and_reads_a_caption_only_where_it_was_asked_for(tmp_p
     assert len(set(ids)) == 4
     captioned = RawCollate(96)(table.select([*columns, "captions"]))
     assert captioned.captions == (("ball",), ("box",), ("cone",), ("pillar",))
+
+
+def pairs_of(folder: Path) -> pa.Table:
+    table = pq.read_table(next(folder.glob("*.parquet")), columns=["object_id", "points", "views"])
+    return pair_rows(table, num_views=3, teacher_views=2, left_out=frozenset())
+
+
+def test_any_number_of_threads_decodes_alike(tmp_path: Path) -> None:
+    pairs = pairs_of(write_shards(tmp_path / "shards", num_objects=5, num_files=1))
+    alone, *others = (RawCollate(40, threads=number)(pairs) for number in (1, 2, 5))
+    views = [view for row in pairs["views"].to_pylist() for view in row]
+    expected = torch.from_numpy(np.stack([decode_view(view, 40) for view in views]))
+    assert torch.equal(alone.images.flatten(0, 1), expected)
+    assert alone.images.permute(0, 1, 3, 4, 2).is_contiguous(), "the channels lie last"
+    for other in others:
+        assert torch.equal(other.images, alone.images)
+        assert torch.equal(other.points, alone.points)
+        assert other.names == alone.names
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_broken_view_is_named_the_same_by_any_number_of_threads(
+    tmp_path: Path, threads: int
+) -> None:
+    pairs = pairs_of(write_shards(tmp_path / "shards", num_objects=3, num_files=1))
+    views = pairs["views"].to_pylist()
+    views[4] = [b"no image", views[4][1]]
+    column = pa.array(views, pairs.schema.field("views").type)
+    broken = pairs.set_column(pairs.schema.get_field_index("views"), "views", column)
+    with pytest.raises(OSError, match="it is no WebP, PNG or JPEG image"):
+        RawCollate(40, threads=threads)(broken)
+
+
+def test_objects_that_are_all_kept_are_not_copied_to_leave_some_out() -> None:
+    table = table_of([b"a0"], [b"b0"])
+    kept, filtered = (
+        pair_rows(table, num_views=1, teacher_views=1, left_out=names)
+        for names in (frozenset[str](), frozenset({"another"}))
+    )
+    assert kept.equals(filtered)
 
 
 def config(batch_size: int, num_views: int = 12) -> DataConfig:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crossmost_ray.config import ConfigError
-from crossmost_ray.ops import kernels
+from crossmost_ray.ops import compiled, kernels
 from crossmost_ray.ops.kernels import cpu, reference
 from crossmost_ray.ops.points import (
     ball_query,
@@ -157,14 +157,14 @@ def test_threads_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     balls = reference.ball_query(points, points, 0.5, 9, inclusive=False)
     used: list[int] = []
 
-    class Pool(cpu.ThreadPoolExecutor):
+    class Pool(compiled.ThreadPoolExecutor):
         def __init__(self, threads: int) -> None:
             used.append(threads)
             super().__init__(threads)
 
-    monkeypatch.setattr(cpu, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(compiled, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(cpu, "WORK_OF_A_THREAD", 1)
-    monkeypatch.setattr(cpu.torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(compiled.torch, "get_num_threads", lambda: 3)
     ours = cpu.sample_and_search(points, torch.arange(7), 20, 9)
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
     assert torch.equal(cpu.ball_query(points, points, 0.5, 9, inclusive=False), balls)

@@ -3,20 +3,18 @@ and a bucket is only looked into where its box says that it can matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from crossmost_ray.ops.compiled import compiled, on_threads
+
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Places = npt.NDArray[np.int64]
-Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 BUCKET = 64
 """Points of a bucket. More make each look into one dearer, fewer make for more boxes to compare."""
@@ -55,17 +53,7 @@ class Buckets(NamedTuple):
     """(3, M), the largest."""
 
 
-def _compiled(loop: Loop) -> Loop:
-    """Compiles a loop at its first call, and keeps the result on disk.
-
-    Of what makes arithmetic faster and less exact, only "there is no NaN" and "zero has no sign"
-    are granted, which let eight numbers be compared at once. Products and sums stay apart and in
-    their order, so that distances are those of the reference, bit for bit.
-    """
-    return cast(Loop, numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})(loop))
-
-
-@_compiled
+@compiled
 def _curve_places(points: Floats) -> Integers:
     """Numbers the cells of (N, 3) points' bounding cube along a Z-shaped curve.
 
@@ -92,7 +80,7 @@ def _curve_places(points: Floats) -> Integers:
     return place
 
 
-@_compiled
+@compiled
 def _order(place: Integers) -> Integers:
     """Sorts numbers below CELLS**3, equal ones by where they stand; gives where each stood.
 
@@ -119,7 +107,7 @@ def _order(place: Integers) -> Integers:
     return order
 
 
-@_compiled
+@compiled
 def _fill_buckets(points: Floats, order: Integers) -> Buckets:
     """Puts (N, 3) points into buckets in the given order."""
     N = points.shape[0]
@@ -148,13 +136,13 @@ def _fill_buckets(points: Floats, order: Integers) -> Buckets:
     return Buckets(places, origin, low, high)
 
 
-@_compiled
+@compiled
 def _buckets(points: Floats) -> Buckets:
     """Sorts (N, 3) points into buckets of near ones."""
     return _fill_buckets(points, _order(_curve_places(points)))
 
 
-@_compiled
+@compiled
 def _bounds(buckets: Buckets, x: np.float32, y: np.float32, z: np.float32, bound: Floats) -> None:
     """Writes for each bucket a squared distance to (x, y, z) that no point of it comes below.
 
@@ -169,7 +157,7 @@ def _bounds(buckets: Buckets, x: np.float32, y: np.float32, z: np.float32, bound
         bound[b] = (dx * dx + dy * dy) + dz * dz
 
 
-@_compiled
+@compiled
 def _sample(points: Floats, buckets: Buckets, picked: Places) -> None:
     """Picks farthest points of one cloud, the first of which is `picked[0]`.
 
@@ -220,7 +208,7 @@ def _sample(points: Floats, buckets: Buckets, picked: Places) -> None:
         picked[i] = last
 
 
-@_compiled
+@compiled
 def _keep_least(keys: Places, count: int, number: int) -> None:
     """Brings the `number` least of `count` keys to the front; the last of them is the largest.
 
@@ -248,7 +236,7 @@ def _keep_least(keys: Places, count: int, number: int) -> None:
             return
 
 
-@_compiled
+@compiled
 def _write_least(keys: Places, found: Places) -> None:
     """Writes the lower halves of the least keys, in their order; no two are equal."""
     for i in range(keys.shape[0]):
@@ -260,7 +248,7 @@ def _write_least(keys: Places, found: Places) -> None:
             found[rank] = key & 0xFFFFFFFF
 
 
-@_compiled
+@compiled
 def _search(buckets: Buckets, queries: Floats, found: Places) -> None:
     """Finds the nearest points of one cloud's queries; what is as near comes by its index."""
     places, origin = buckets.points, buckets.origin
@@ -304,7 +292,7 @@ def _search(buckets: Buckets, queries: Floats, found: Places) -> None:
         _write_least(keys[:count], found[q])
 
 
-@_compiled
+@compiled
 def _search_balls(
     buckets: Buckets, num_points: int, queries: Floats, limit: int, found: Places
 ) -> None:
@@ -346,7 +334,7 @@ def _search_balls(
         found[q, count:] = found[q, 0]
 
 
-@_compiled
+@compiled
 def _sample_clouds(points: Floats, picked: Places) -> None:
     """Samples the clouds of a batch."""
     for cloud in range(points.shape[0]):
@@ -358,7 +346,7 @@ def _sample_clouds(points: Floats, picked: Places) -> None:
         _sample(points[cloud], buckets, picked[cloud])
 
 
-@_compiled
+@compiled
 def _search_clouds(queries: Floats, points: Floats, found: Places) -> None:
     """Searches the clouds of a batch for nearest neighbours."""
     for cloud in range(points.shape[0]):
@@ -366,7 +354,7 @@ def _search_clouds(queries: Floats, points: Floats, found: Places) -> None:
         _search(buckets, queries[cloud], found[cloud])
 
 
-@_compiled
+@compiled
 def _search_balls_of_clouds(queries: Floats, points: Floats, limit: int, found: Places) -> None:
     """Searches the clouds of a batch for what lies in balls."""
     for cloud in range(points.shape[0]):
@@ -374,7 +362,7 @@ def _search_balls_of_clouds(queries: Floats, points: Floats, limit: int, found: 
         _search_balls(buckets, points.shape[1], queries[cloud], limit, found[cloud])
 
 
-@_compiled
+@compiled
 def _group_clouds(points: Floats, picked: Places, found: Places) -> None:
     """Samples the clouds of a batch, and searches for the samples' neighbours."""
     for cloud in range(points.shape[0]):
@@ -383,20 +371,8 @@ def _group_clouds(points: Floats, picked: Places, found: Places) -> None:
         _search(buckets, points[cloud][picked[cloud]], found[cloud])
 
 
-def _on_threads(loop: Callable[..., None], num_points: int, *arrays: npt.NDArray[Any]) -> None:
-    """Runs a loop over the first axis of arrays, on as many threads as torch may use.
-
-    Threads of our own, started for this call: those of Numba can't be used by two callers at once,
-    and would not be there in a process that was forked.
-    """
-    num_clouds = len(arrays[0])
-    threads = min(torch.get_num_threads(), num_clouds, num_clouds * num_points // WORK_OF_A_THREAD)
-    if threads < 2:
-        loop(*arrays)
-        return
-    parts = zip(*(np.array_split(array, threads) for array in arrays), strict=True)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda part: loop(*part), parts))
+def _most_threads(points: Tensor) -> int:
+    return points.shape[0] * points.shape[1] // WORK_OF_A_THREAD
 
 
 def _places(*shape: int) -> Places:
@@ -408,14 +384,14 @@ def farthest_point_sample(points: Tensor, start: Tensor, num_samples: int) -> Te
     clouds = points.numpy()
     picked = _places(len(clouds), num_samples)
     picked[:, 0] = start.numpy()
-    _on_threads(_sample_clouds, points.shape[1], clouds, picked)
+    on_threads(_sample_clouds, _most_threads(points), clouds, picked)
     return torch.from_numpy(picked)
 
 
 def nearest_neighbors(queries: Tensor, points: Tensor, num_neighbors: int) -> Tensor:
     """Finds nearest neighbours; see `reference`."""
     found = _places(*queries.shape[:2], num_neighbors)
-    _on_threads(_search_clouds, points.shape[1], queries.numpy(), points.numpy(), found)
+    on_threads(_search_clouds, _most_threads(points), queries.numpy(), points.numpy(), found)
     return torch.from_numpy(found)
 
 
@@ -431,7 +407,7 @@ def ball_query(
     def loop(queries: Floats, points: Floats, found: Places) -> None:
         _search_balls_of_clouds(queries, points, limit, found)
 
-    _on_threads(loop, points.shape[1], queries.numpy(), points.numpy(), found)
+    on_threads(loop, _most_threads(points), queries.numpy(), points.numpy(), found)
     return torch.from_numpy(found)
 
 
@@ -443,5 +419,5 @@ def sample_and_search(
     picked = _places(len(clouds), num_samples)
     picked[:, 0] = start.numpy()
     found = _places(len(clouds), num_samples, num_neighbors)
-    _on_threads(_group_clouds, points.shape[1], clouds, picked, found)
+    on_threads(_group_clouds, _most_threads(points), clouds, picked, found)
     return torch.from_numpy(picked), torch.from_numpy(found)
