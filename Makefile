@@ -61,9 +61,10 @@ system browser:
 			$(PACKAGES) >/dev/null; } || \
 		{ echo "could not install them; run: apt-get install $(PACKAGES)"; exit 1; }
 
-# Two processes: the tests on Ray mostly wait for it. A file stays in one of them.
+# Two processes. A file stays in one of them; they take files in the order of tests/conftest.py, the
+# longest first, where xdist would begin with those of the most tests.
 test: setup system browser  ## all tests
-	CROSSMOST_NEEDS_BROWSER=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	CROSSMOST_NEEDS_BROWSER=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Each starts a cluster of its own: one after the other.
 test-cluster: setup  ## nodes that come and go, jobs that are submitted

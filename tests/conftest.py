@@ -38,6 +38,21 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+FIRST = ("jobs/test_sweep.py", "jobs/test_adapt.py", "jobs/test_train.py", "jobs/test_evaluate.py")
+"""The files that take longest: of several processes, none shall begin one when the others are done.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, then the others on Ray; the rest stays as it is."""
+
+    def place(item: pytest.Item) -> int:
+        named = (k for k, name in enumerate(FIRST) if item.path.as_posix().endswith(name))
+        return next(named, len(FIRST) + ("ray" not in item.keywords))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def model() -> CrossModalModel:
     """A small model with fresh weights. Shared: a test that changes it copies it first."""

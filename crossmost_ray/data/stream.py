@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray.data.collate_fn import ArrowBatchCollateFn
 
 from crossmost_ray.config import ConfigError, DataConfig
 from crossmost_ray.data.decode import decode_points, decode_view, hash_id, ring_views
 from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, shard_store
 from crossmost_ray.schema import RawBatch
+
+if TYPE_CHECKING:
+    import torch
 
 TRAIN_COLUMNS = ("object_id", "points", "views")
 """What adaptation reads. The label is not among it."""
@@ -192,6 +195,10 @@ class RawCollate(ArrowBatchCollateFn):
     # Ray types the result as tensors, and allows anything.
     def __call__(self, table: pa.Table) -> RawBatch:  # type: ignore[override]
         """Turns B rows into a batch on the CPU."""
+        # Not at the top: the processes that read, slice and deal out rows import this module, and
+        # torch would cost each of them seconds and half a gigabyte.
+        import torch
+
         clouds = decode_points(table["points"])
         # A prefix of a cloud is a fair sample of it, for its points are in random order.
         shortest = min(len(cloud) for cloud in clouds)

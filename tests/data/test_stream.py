@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -105,6 +107,12 @@ def test_steps_are_those_that_the_poorest_worker_can_take() -> None:
         steps_per_epoch(check, config(8), 1, 3)
     with pytest.raises(ConfigError, match="132 pairs"):
         steps_per_epoch(check, config(133), 1, 1)
+
+
+def test_what_reads_and_slices_does_without_torch() -> None:
+    # A run starts half a dozen processes that import the stream and never see a tensor.
+    look = "import sys, crossmost_ray.data.stream; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
 
 
 @pytest.mark.ray

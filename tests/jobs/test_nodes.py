@@ -36,7 +36,7 @@ PATIENCE_S = 180.0
 GRACE_S = 15.0
 """Between the notice and the end of a node."""
 
-EPOCHS = 20
+EPOCHS = 28
 
 
 @pytest.fixture
@@ -142,8 +142,10 @@ def test_a_run_goes_on_with_fewer_nodes_and_grows_again(cluster: Cluster, tmp_pa
     cluster.remove_node(node, allow_graceful=False)
 
     wait_for(lambda: history()[-1]["num_workers"] == 1, doing)
-    add_node(cluster, 4)
+    new = add_node(cluster, 4)
     wait_for(lambda: history()[-1]["num_workers"] == 2, doing)
+    # Another one goes without a word.
+    cluster.remove_node(new, allow_graceful=False)
     doing.join(2 * PATIENCE_S)
     assert not doing.is_alive()
     assert not failed, failed
@@ -154,17 +156,21 @@ def test_a_run_goes_on_with_fewer_nodes_and_grows_again(cluster: Cluster, tmp_pa
     assert [row["step"] for row in rows] == [steps_per_epoch * (k + 1) for k in range(EPOCHS)]
     # The one worker took up the epoch that two had begun.
     assert [row["num_workers"] for row in rows].index(1) == noticed // steps_per_epoch
-    events = [event for event in read_events(run) if event["event"] in ("started", "preemption")]
+    assert rows[-1]["num_workers"] == 1
+    told = read_events(run)
+    events = [event for event in told if event["event"] in ("started", "preemption")]
     assert [(event["event"], event.get("num_workers")) for event in events] == [
         ("started", 2),
         ("preemption", None),
         ("started", 1),
         ("started", 2),
+        ("started", 1),
     ]
     assert events[2]["step"] == noticed
+    assert "workers lost" in [event["event"] for event in told[told.index(events[3]) :]]
     for epoch in range(EPOCHS):
-        told = pq.read_table(run.local / votes_name(epoch))
-        assert told.num_rows == len(set(told["object_id"].to_pylist()))
+        ids = pq.read_table(run.local / votes_name(epoch))["object_id"].to_pylist()
+        assert len(ids) == len(set(ids))
     assert len(list_checkpoints(run)) <= 2
 
 
