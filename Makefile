@@ -16,7 +16,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.11"; exit 1; }
 	@echo "setting up $(VENV): torch and Ray are large, this takes about 3 minutes and 6 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-c constraints.txt -e '.[dev]'
+	@# pip would compile on one core; some packages hold files for other Pythons, which fail to.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 	@echo "$(VENV) is ready"
 
@@ -61,9 +64,10 @@ system browser:
 			$(PACKAGES) >/dev/null; } || \
 		{ echo "could not install them; run: apt-get install $(PACKAGES)"; exit 1; }
 
-# Two processes: the tests on Ray mostly wait for it. A file stays in one of them.
+# Two processes. A file stays in one of them; they take files in the order of tests/conftest.py, the
+# longest first, where xdist would begin with those of the most tests.
 test: setup system browser  ## all tests
-	CROSSMOST_NEEDS_BROWSER=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	CROSSMOST_NEEDS_BROWSER=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Each starts a cluster of its own: one after the other.
 test-cluster: setup  ## nodes that come and go, jobs that are submitted
@@ -82,7 +86,6 @@ style: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy --no-incremental jobs
 	$(BIN)/lint-imports
 
 check: style test  ## what the project's own check runs

@@ -408,9 +408,7 @@ def stages(files: Sequence[Path]) -> dict[str, float]:
 
 def compare(folder: Path, kind: str, number: int, passes: int, threads: int) -> dict[str, Any]:
     """Compares the three ways on shards of one format."""
-    write_copies(
-        folder, number, partial(sheet, side=view_size(IMAGE_SIZE), kind=kind), SHARD_OBJECTS
-    )
+    write_copies(folder, number, view=partial(sheet, side=view_size(IMAGE_SIZE), kind=kind))
     files = sorted(folder.glob("*.parquet"))
     share, config = our_share(folder, threads), data_config(folder, threads)
     ways: dict[str, Callable[[int], int]] = {"ours": partial(ours, share, config)}

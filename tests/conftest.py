@@ -38,6 +38,27 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+FIRST = (
+    # It connects to clusters of its own, and a process can't while it holds that of `ray_cluster`.
+    "jobs/test_nodes.py",
+    # Those that take longest: of several processes, none shall begin one when the others are done.
+    "jobs/test_sweep.py",
+    "jobs/test_adapt.py",
+    "jobs/test_train.py",
+    "jobs/test_evaluate.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files named above first, then the others on Ray; the rest stays as it is."""
+
+    def place(item: pytest.Item) -> int:
+        named = (k for k, name in enumerate(FIRST) if item.path.as_posix().endswith(name))
+        return next(named, len(FIRST) + ("ray" not in item.keywords))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def model() -> CrossModalModel:
     """A small model with fresh weights. Shared: a test that changes it copies it first."""

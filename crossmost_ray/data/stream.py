@@ -7,12 +7,12 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
-import torch
 from ray.data.collate_fn import ArrowBatchCollateFn
 
 from crossmost_ray.config import ConfigError, DataConfig
@@ -25,6 +25,9 @@ from crossmost_ray.data.decode import (
 )
 from crossmost_ray.data.shards import BadRow, ShardCheck, check_file, shard_store
 from crossmost_ray.schema import RawBatch
+
+if TYPE_CHECKING:
+    import torch
 
 TRAIN_COLUMNS = ("object_id", "points", "views")
 """What adaptation reads. The label is not among it."""
@@ -240,6 +243,10 @@ class RawCollate(ArrowBatchCollateFn):
         Raises:
             BrokenViewError: If a view can't be decoded.
         """
+        # Not at the top: the processes that read, slice and deal out rows import this module, and
+        # torch would cost each of them seconds and half a gigabyte.
+        import torch
+
         clouds = decode_points(table["points"])
         # A prefix of a cloud is a fair sample of it, for its points are in random order.
         shortest = min(len(cloud) for cloud in clouds)

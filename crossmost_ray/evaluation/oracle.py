@@ -5,6 +5,7 @@ Nothing that learns or chooses reads a label elsewhere in this package.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from crossmost_ray.config import AdaptConfig, EvaluationConfig
@@ -12,8 +13,9 @@ from crossmost_ray.data.shards import class_names
 from crossmost_ray.evaluation.measure import measure
 from crossmost_ray.evaluation.plan import Split
 from crossmost_ray.storage import Store
-from crossmost_ray.training.checkpoint import list_checkpoints
+from crossmost_ray.training.checkpoint import checkpoint_name, list_checkpoints
 from crossmost_ray.training.export import export_adapted
+from crossmost_ray.training.worker import HISTORY_NAME
 
 SCRATCH_FOLDER = ".oracle"
 
@@ -53,8 +55,11 @@ def oracle_checkpoint(config: AdaptConfig, run: Store) -> Store:
     # Not a temporary folder of this machine: the actors may be elsewhere.
     scratch = run.child(SCRATCH_FOLDER)
     accuracy = {}
+    rows = [json.loads(line) for line in (run.read(HISTORY_NAME) or b"").splitlines()]
+    ends = {checkpoint_name(int(row["step"])) for row in rows}
     try:
-        for name in list_checkpoints(run):
+        # Not those within an epoch: where they lie follows from what befell the run.
+        for name in filter(ends.__contains__, list_checkpoints(run)):
             student = export_adapted(config, run.child(name), scratch)["student"]
             summary = measure(
                 {"student": student.address},

@@ -135,10 +135,9 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     task = build_task(config, plan.classes, wrap, device, execution)
     optimizer = build_optimizer(task.parameter_groups(), optim)
     position = _restore(plan, task, optimizer, device)
-
+    first_step = position.epoch * plan.steps_per_epoch + position.done
     if rank == 0:
-        step = position.epoch * plan.steps_per_epoch + position.done
-        log_event(plan.run, "started", num_workers=num_workers, step=step)
+        log_event(plan.run, "started", num_workers=num_workers, step=first_step)
         if execution.note is not None:
             log_event(plan.run, "uncompiled", says=execution.note)
 
@@ -146,7 +145,7 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     generator = torch.Generator(device=device)
     num_steps = optim.epochs * plan.steps_per_epoch
     progress = _Progress(plan.run, num_steps, share * num_workers, active=rank == 0)
-    notice = _Notice()
+    notice = _Notice(first_step)
     while position.epoch < optim.epochs and position.stop is None:
         epoch, skipped = position.epoch, position.done
         batches = raw_batches(
@@ -326,9 +325,9 @@ class _Notice:
     To look is a meeting of all workers, so they agree beforehand at which step it is.
     """
 
-    def __init__(self) -> None:
-        self.next_look = 0
-        self.last_step, self.last_time = 0, time.monotonic()
+    def __init__(self, step: int) -> None:
+        self.next_look = step
+        self.last_step, self.last_time = step, time.monotonic()
         self.saved_for: list[str] = []
 
     def given(self, step: int) -> int:
@@ -337,6 +336,8 @@ class _Notice:
             return 0
         info = ray.train.get_preemption_info()
         now = time.monotonic()
+        # Steps of this process only: a resumed run would take itself for a very fast one, and look
+        # up much too late.
         per_step = (now - self.last_time) / max(step - self.last_step, 1)
         self.last_step, self.last_time = step, now
         ahead = max(1, round(LOOK_EVERY_S / max(per_step, 1e-3)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +128,9 @@ def test_a_broken_view_is_named_the_same_by_any_number_of_threads(
     views[4] = [b"no image", views[4][1]]
     column = pa.array(views, pairs.schema.field("views").type)
     broken = pairs.set_column(pairs.schema.get_field_index("views"), "views", column)
-    with pytest.raises(OSError, match="it is no WebP, PNG or JPEG image"):
+    name = broken["object_id"][4].as_py()
+    told = rf"a view of the object '{name}' can't be decoded \(it is no WebP, PNG or JPEG image\)"
+    with pytest.raises(BrokenViewError, match=told):
         RawCollate(40, threads=threads)(broken)
 
 
@@ -156,6 +160,12 @@ def test_steps_are_those_that_the_poorest_worker_can_take() -> None:
         steps_per_epoch(check, config(8), 1, 3)
     with pytest.raises(ConfigError, match="132 pairs"):
         steps_per_epoch(check, config(133), 1, 1)
+
+
+def test_what_reads_and_slices_does_without_torch() -> None:
+    # A run starts half a dozen processes that import the stream and never see a tensor.
+    look = "import sys, crossmost_ray.data.stream; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
 
 
 @pytest.mark.ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +26,10 @@ from crossmost_ray.evaluation.oracle import oracle_checkpoint
 from crossmost_ray.evaluation.predictor import Predictor
 from crossmost_ray.models.pretrained import load_model
 from crossmost_ray.storage import Store
-from crossmost_ray.training.checkpoint import list_checkpoints
+from crossmost_ray.training.checkpoint import checkpoint_name, list_checkpoints, load_state
 from crossmost_ray.training.events import read_events
 from crossmost_ray.training.export import export_adapted
-from crossmost_ray.training.trainer import train
+from crossmost_ray.training.trainer import SNAPSHOT_NAME, train
 from crossmost_ray.training.watch import read_progress
 from tests.conftest import ObjectStore
 from tests.jobs.runs import (
@@ -66,11 +67,11 @@ class Finished:
 # Half a CPU each, so that they and the stream fit on two, which a driver of its own may have.
 SHARED: dict[str, Any] = {
     "name": "whole",
-    "keep_checkpoints": 3,
+    "keep_checkpoints": 6,
     "optim": {"epochs": 3},
-    "cluster": {"num_workers": 2, "cpus_per_worker": 0.5},
+    "cluster": {"num_workers": 2, "cpus_per_worker": 0.5, "checkpoint_steps": 2},
 }
-"""Sections of the run that several tests share: two workers, three epochs."""
+"""Sections of the run that several tests share: two workers, three epochs of four steps."""
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_the_oracle_finds_the_checkpoint_that_is_most_often_right(
     # The same by hand, without Ray.
     rows = pa.concat_tables(map(pq.read_table, (whole.inputs / "test").glob("*.parquet")))
     right = {}
-    for name in list_checkpoints(whole.run):
+    for name in map(checkpoint_name, (4, 8, 12)):
         student = export_adapted(whole.config, whole.run.child(name), Store(str(tmp_path)))
         data = whole.config.data
         ask = Predictor(
@@ -138,7 +139,7 @@ def test_the_oracle_finds_the_checkpoint_that_is_most_often_right(
         )
         answers = ask.ask(ask.decode(rows, shard="by hand")).table.to_pylist()
         right[name] = sum(row["ranked_point"][0] == row["label"] for row in answers)
-    assert len(right) == 3
+    assert len(list_checkpoints(whole.run)) == 6, "there are others, within the epochs"
     assert right[chosen.address.rpartition("/")[2]] == max(right.values())
 
 
@@ -220,6 +221,59 @@ def test_neither_a_killed_worker_nor_a_store_that_refuses_a_write_change_a_bit(
     # A fresh model is found to starve classes, which is not what this is about.
     befell = [event["event"] for event in read_events(run) if event["event"] != "health"]
     assert befell == ["started", "workers lost", "started"]
+
+
+def stopped_within_an_epoch(whole: Finished, folder: Path) -> AdaptConfig:
+    """Copies a run as it was after six of its steps: two of the second epoch's four."""
+    shutil.copytree(whole.folder, folder / "runs/whole")
+    run = Store(str(folder / "runs/whole"))
+    run.remove(SNAPSHOT_NAME)
+    for name in list_checkpoints(run):
+        if name > checkpoint_name(6):
+            run.remove(name)
+    return replace(whole.config, output=str(folder / "runs"))
+
+
+def last_start(run: Store) -> dict[str, Any]:
+    return [event for event in read_events(run) if event["event"] == "started"][-1]
+
+
+def rows_of(run: Store) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.read("metrics.jsonl") or b"").splitlines()]
+
+
+def test_a_run_that_stopped_within_an_epoch_goes_on_bit_for_bit(
+    whole: Finished, tmp_path: Path
+) -> None:
+    run = train(stopped_within_an_epoch(whole, tmp_path), resume=True)
+    assert (last_start(run)["step"], last_start(run)["num_workers"]) == (6, 2)
+    assert_same(whole.weights(), weights(run))
+    for row, expected in zip(rows_of(run), rows_of(whole.run), strict=True):
+        for key in expected:
+            if key.startswith(("loss", "pseudo/", "teacher/", "selection/")):
+                assert row[key] == pytest.approx(expected[key], rel=1e-5), key
+
+
+def test_a_run_that_stopped_within_an_epoch_goes_on_with_another_number_of_workers(
+    whole: Finished, tmp_path: Path
+) -> None:
+    config = stopped_within_an_epoch(whole, tmp_path)
+    alone = replace(config.cluster, num_workers=1, checkpoint_steps=1)
+    run = train(replace(config, cluster=alone, keep_checkpoints=20), resume=True)
+    assert (last_start(run)["step"], last_start(run)["num_workers"]) == (6, 1)
+    rows = rows_of(run)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 4), (1, 8), (2, 12)]
+    assert [row["num_workers"] for row in rows] == [2, 1, 1]
+    # A step is a step: as many votes as two workers cast together, each counted once.
+    before, after = (load_state(run.child(checkpoint_name(step))) for step in (6, 7))
+    assert (before["done"], after["done"]) == (2, 3)
+    batch = config.data.batch_size
+    counted = [state["task"]["votes"]["sums"][:, -1].sum().item() for state in (before, after)]
+    assert counted == [2 * batch, 3 * batch]
+    losses = [float(state["sums"]["loss"]) / state["done"] for state in (before, after)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.15)
+    assert rows[1]["loss"] == pytest.approx(losses[1], rel=0.15)
+    assert all(torch.isfinite(value).all() for value in weights(run).values())
 
 
 def test_resuming_what_was_another_run_is_refused(whole: Finished) -> None:

@@ -12,15 +12,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from crossmost_ray.config import EvaluateConfig, parse_config
 from crossmost_ray.evaluation.measure import evaluate
 from crossmost_ray.storage import Store
 from crossmost_ray.training import trainer, worker
-from crossmost_ray.training.checkpoint import list_checkpoints, load_state
+from crossmost_ray.training.checkpoint import checkpoint_name, list_checkpoints, load_state
 from crossmost_ray.training.events import read_events
 from crossmost_ray.training.trainer import train
+from crossmost_ray.training.votes import votes_name
 from tests.jobs.runs import adapt_config
 from tests.synthetic import tiny_model, write_shards
 
@@ -30,6 +32,11 @@ HEAD = "127.0.0.9"
 """Not 127.0.0.1, which a driver turns into the machine's own address."""
 
 PATIENCE_S = 180.0
+
+GRACE_S = 15.0
+"""Between the notice and the end of a node."""
+
+EPOCHS = 28
 
 
 @pytest.fixture
@@ -88,10 +95,15 @@ def announce_end(cluster: Cluster, node: Any, seconds: float) -> None:
 
 
 def test_a_run_goes_on_with_fewer_nodes_and_grows_again(cluster: Cluster, tmp_path: Path) -> None:
-    write_shards(tmp_path / "shards", num_objects=32)
+    # Steps enough for all that is to happen on the way, and two pairs left over in each epoch.
+    write_shards(tmp_path / "shards", num_objects=129, num_views=2)
     tiny_model(tmp_path / "model")
     config = adapt_config(
-        tmp_path, optim={"epochs": 12}, cluster={"num_workers": [1, 2]}, keep_checkpoints=1
+        tmp_path,
+        data={"num_views": 2},
+        optim={"epochs": EPOCHS},
+        cluster={"num_workers": [1, 2]},
+        keep_checkpoints=1,
     )
     run = Store(config.output).child(config.name)
     failed: list[BaseException] = []
@@ -108,50 +120,57 @@ def test_a_run_goes_on_with_fewer_nodes_and_grows_again(cluster: Cluster, tmp_pa
     def history() -> list[dict[str, float]]:
         return [json.loads(line) for line in (run.read(worker.HISTORY_NAME) or b"").splitlines()]
 
+    def has_told(event: str) -> dict[str, Any] | None:
+        return next((told for told in read_events(run) if told["event"] == event), None)
+
     wait_for(history, doing)
     assert history()[0]["num_workers"] == 2
-    steps_per_epoch = history()[0]["step"]
+    steps_per_epoch = int(history()[0]["step"])
 
     # The notice: a checkpoint within the grace time, wherever in the epoch that is.
     node = next(node for node in cluster.worker_nodes if node.node_ip_address == "127.0.0.3")
-    announce_end(cluster, node, seconds=15)
-
-    def within() -> str | None:
-        steps = {name: int(name.removeprefix("step-")) for name in list_checkpoints(run)}
-        return next((name for name, step in steps.items() if step % steps_per_epoch), None)
-
-    name = wait_for(within, doing)
-    state = load_state(run.child(name))
-    assert state["done"] == int(name.removeprefix("step-")) % steps_per_epoch
-    time.sleep(15)
+    announced = time.monotonic()
+    announce_end(cluster, node, seconds=GRACE_S)
+    noticed = int(wait_for(lambda: has_told("preemption"), doing)["step"])
+    wait_for(lambda: checkpoint_name(noticed) in list_checkpoints(run), doing)
+    assert time.monotonic() - announced < GRACE_S
+    state = load_state(run.child(checkpoint_name(noticed)))
+    assert state["done"] == noticed % steps_per_epoch
+    # Each object's votes by its views: all workers', each once.
+    sums = state["task"]["votes"].get("sums", torch.zeros(1, 1))
+    assert sums[:, -1].sum() == state["done"] * config.data.batch_size
     cluster.remove_node(node, allow_graceful=False)
 
     wait_for(lambda: history()[-1]["num_workers"] == 1, doing)
-    add_node(cluster, 4)
+    new = add_node(cluster, 4)
     wait_for(lambda: history()[-1]["num_workers"] == 2, doing)
+    # Another one goes without a word.
+    cluster.remove_node(new, allow_graceful=False)
     doing.join(2 * PATIENCE_S)
     assert not doing.is_alive()
     assert not failed, failed
 
     # Nothing was left out or done twice, and a batch stayed a batch.
     rows = history()
-    assert [row["epoch"] for row in rows] == list(range(12))
-    assert [row["step"] for row in rows] == [steps_per_epoch * (place + 1) for place in range(12)]
-    shrunk = [row["num_workers"] for row in rows]
-    assert shrunk.index(1) > 0
-    assert set(shrunk[: shrunk.index(1)]) == {2}
-    events = [
-        (event["event"], event.get("num_workers"))
-        for event in read_events(run)
-        # A fresh model is found to starve classes, which is not what this is about.
-        if event["event"] != "health"
-    ]
-    assert [event for event in events if event[0] != "workers lost"] == [
+    assert [row["epoch"] for row in rows] == list(range(EPOCHS))
+    assert [row["step"] for row in rows] == [steps_per_epoch * (k + 1) for k in range(EPOCHS)]
+    # The one worker took up the epoch that two had begun.
+    assert [row["num_workers"] for row in rows].index(1) == noticed // steps_per_epoch
+    assert rows[-1]["num_workers"] == 1
+    told = read_events(run)
+    events = [event for event in told if event["event"] in ("started", "preemption")]
+    assert [(event["event"], event.get("num_workers")) for event in events] == [
         ("started", 2),
         ("preemption", None),
         ("started", 1),
         ("started", 2),
+        ("started", 1),
     ]
+    assert events[2]["step"] == noticed
+    assert "workers lost" in [event["event"] for event in told[told.index(events[3]) :]]
+    for epoch in range(EPOCHS):
+        ids = pq.read_table(run.local / votes_name(epoch))["object_id"].to_pylist()
+        assert len(ids) == len(set(ids))
     assert len(list_checkpoints(run)) <= 2
 
 

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.ray
 
 WHOLE, BROKEN, TWIN, BAD = (f"trial-{place:05d}" for place in range(4))
 
+EPOCHS = 3
+
 # On this machine's own CPUs, two trials of one worker each would prove nothing.
 DRIVER = """
 import runpy, sys
@@ -72,7 +74,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     inputs = write_inputs(tmp_path_factory.mktemp("sweep"))
-    base = values(inputs, optim={"epochs": 2}, evaluation={"num_views": 1})
+    base = values(inputs, optim={"epochs": EPOCHS}, evaluation={"num_views": 1})
     (inputs / "base.yaml").write_text(yaml.safe_dump(base))
     config = inputs / "sweep.yaml"
     config.write_text(
@@ -116,7 +118,9 @@ def test_every_trial_ends_in_its_own_way_and_two_ran_at_once(swept: Swept) -> No
         BAD: "stopped",
     }
     assert "2 at once" in swept.said
-    assert [swept.ended[name]["epochs"] for name in (WHOLE, BROKEN, TWIN, BAD)] == [2, 0, 2, 1]
+    assert [swept.ended[name]["epochs"] for name in (WHOLE, BROKEN, TWIN, BAD)] == [
+        *(EPOCHS, 0, EPOCHS, 1)
+    ]
     # The failed one did not stop the rest, and says why.
     assert "the loss is not finite" in swept.ended[BROKEN]["error"]
     assert "\n" not in swept.ended[BROKEN]["error"]
@@ -130,14 +134,15 @@ def rows(swept: Swept, trial: str) -> list[dict[str, Any]]:
 
 def test_a_killed_trial_goes_on_from_its_checkpoint_and_ends_like_its_twin(swept: Swept) -> None:
     assert swept.killed[TWIN]["status"] == "running"
-    assert swept.killed[TWIN]["epochs"] == 1
+    assert 0 < swept.killed[TWIN]["epochs"] < EPOCHS
     # What was done stays as it was: not trained again.
     assert swept.ended[WHOLE] == swept.killed[WHOLE]
     events = (swept.folder / "trials" / TWIN / "events.jsonl").read_text().splitlines()
     begun = [told["step"] for told in map(json.loads, events) if told["event"] == "started"]
-    assert begun == [0, 4]
+    # Training is ahead of the ledger by what Tune has not told of yet.
+    assert begun in ([0, 4], [0, 8])
     left, right = rows(swept, WHOLE), rows(swept, TWIN)
-    assert len(left) == len(right) == 2
+    assert len(left) == len(right) == EPOCHS
     for one, other in zip(left, right, strict=True):
         keys = [key for key in one if key.startswith(("loss", "selection/", "pseudo/"))]
         assert {key: one[key] for key in keys} == {key: other[key] for key in keys}

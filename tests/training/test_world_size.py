@@ -1,4 +1,5 @@
-"""The whole objective on one, two and four workers: the same eight pairs, the same gradients."""
+"""One, two and four workers: the same eight pairs give the same gradients, and votes that some cast
+are counted on by others."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from crossmost_ray.schema import PairBatch, RawBatch
 from crossmost_ray.training.adapt import AdaptTask
 from crossmost_ray.training.execution import exchange_options
 from crossmost_ray.training.step import weighted_sum
+from crossmost_ray.training.votes import VOICES, VoteBox, Votes
 from tests.synthetic import CLASSES, adapt_config, fresh_model, raw_batch
 
 PAIRS = 8
@@ -76,13 +78,48 @@ def gradients(threshold: float, rank: int, num_workers: int) -> dict[str, Any]:
     }
 
 
+OBJECTS = 11
+STEPS = 9
+"""Of an epoch that one worker begins, several take over after a third, and one ends."""
+
+
+def cast(box: VoteBox, steps: range, rank: int = 0, num_workers: int = 1) -> None:
+    """Casts this worker's share of the votes of some steps."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(OBJECTS, (PAIRS,), generator=generator)
+        stable = torch.rand(PAIRS, generator=generator) < 0.5
+        logits = {voice: torch.randn(PAIRS, 3, generator=generator) for voice in VOICES}
+        share = slice(rank * PAIRS // num_workers, (rank + 1) * PAIRS // num_workers)
+        names = tuple(f"object-{place:02d}" for place in ids[share].tolist())
+        said = {voice: values[share] for voice, values in logits.items()}
+        box.add(ids[share], names, said, stable[share])
+
+
+def cast_in_one_life(steps: range) -> VoteBox:
+    box = VoteBox()
+    cast(box, steps)
+    return box
+
+
+def take_over(rank: int, num_workers: int, begun: dict[str, Any]) -> dict[str, Any]:
+    """Goes on with what one worker began; gives the checkpoint's part and the outcome."""
+    box = VoteBox()
+    box.load_state_dict(begun)
+    cast(box, range(STEPS // 3, 2 * STEPS // 3), rank, num_workers)
+    state, votes = box.state_dict(), box.empty()
+    return {"state": state, "votes": votes and (votes.names, votes.prob, votes.stability)}
+
+
 def worker(rank: int, num_workers: int, threshold: float, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_workers
     )
-    torch.save(gradients(threshold, rank, num_workers), f"{folder}/found-{rank}.pt")
+    found = gradients(threshold, rank, num_workers)
+    begun = torch.load(f"{folder}/begun.pt", weights_only=True)
+    torch.save(found | take_over(rank, num_workers, begun), f"{folder}/found-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -95,16 +132,43 @@ def threshold() -> float:
     return float((sure[-3] + sure[-4]) / 2)
 
 
-@pytest.mark.parametrize("num_workers", [2, 4])
+def assert_same_votes(votes: Votes | None, expected: Votes | None) -> None:
+    assert votes is not None
+    assert expected is not None
+    assert votes.names == expected.names
+    torch.testing.assert_close(votes.prob, expected.prob)
+    torch.testing.assert_close(votes.stability, expected.stability)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def found(
+    request: pytest.FixtureRequest, threshold: float, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """What two or four workers found."""
+    folder: Path = tmp_path_factory.mktemp("workers")
+    torch.save(cast_in_one_life(range(STEPS // 3)).state_dict(), folder / "begun.pt")
+    mp.spawn(worker, args=(request.param, threshold, str(folder)), nprocs=request.param)
+    return [
+        torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in range(request.param)
+    ]
+
+
+def test_votes_survive_a_change_of_the_number_of_workers(found: list[dict[str, Any]]) -> None:
+    # The first worker writes the checkpoint.
+    first = found[0]
+    assert_same_votes(Votes(*first["votes"]), cast_in_one_life(range(2 * STEPS // 3)).empty())
+    # One worker ends what the several had taken over.
+    last = VoteBox()
+    last.load_state_dict(first["state"])
+    cast(last, range(2 * STEPS // 3, STEPS))
+    assert_same_votes(last.empty(), cast_in_one_life(range(STEPS)).empty())
+
+
 def test_workers_share_a_batch_without_changing_its_gradient(
-    tmp_path: Path, threshold: float, num_workers: int
+    found: list[dict[str, Any]], threshold: float
 ) -> None:
     alone = gradients(threshold, 0, 1)
     assert alone["chosen"] == 3
-    mp.spawn(worker, args=(num_workers, threshold, str(tmp_path)), nprocs=num_workers)
-    found = [
-        torch.load(tmp_path / f"found-{rank}.pt", weights_only=True) for rank in range(num_workers)
-    ]
     # Unequal shares: means of means would differ from the mean.
     assert len({share["chosen"] for share in found}) > 1
     assert len({share["hidden"] for share in found}) > 1
