@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import logging
 import time
-import traceback
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -93,18 +93,7 @@ def predict(
                     "Ray's log. What is done is kept: the same command goes on"
                 ) from None
             logger.info("a process was lost (%s); going on with %d shards", said, len(left))
-            _release(died)
     return units
-
-
-def _release(error: BaseException) -> None:
-    """Empties the frames of an error, which hold on to actors that are left, and so to their CPUs;
-    whoever logs errors may keep them for long."""
-    chain: BaseException | None = error
-    while chain is not None:
-        traceback.clear_frames(chain.__traceback__)
-        chain = chain.__cause__ or chain.__context__
-    gc.collect()
 
 
 def _left(units: Sequence[Unit], plan: Plan, results: Store) -> list[Unit]:
@@ -126,6 +115,7 @@ def _run(
         ray.exceptions.RayError: One of LOSSES, if an actor is lost for good: its node, say.
     """
     num_actors = min(plan.config.num_actors, len(todo))
+    actors = _Actors()
     # One block for each unit: a task is a shard, and a lost task costs one shard.
     listed = ray.data.from_items([unit_row(unit) for unit in todo], override_num_blocks=len(todo))
     with warnings.catch_warnings():
@@ -151,13 +141,41 @@ def _run(
             max_restarts=1,
             max_task_retries=1,
             runtime_env={"env_vars": dict(env)},
+            ray_remote_args_fn=actors.name_next,
         )
     told.context.enable_progress_bars = False
     progress = _Progress(len(todo))
-    for row in told.iter_rows():
-        if row["refused"]:
-            raise ConfigError(row["refused"])
-        progress.show(row["objects"])
+    try:
+        for row in told.iter_rows():
+            if row["refused"]:
+                raise ConfigError(row["refused"])
+            progress.show(row["objects"])
+    finally:
+        actors.end()
+
+
+class _Actors:
+    """Names the actors of a measurement, so that they can be ended.
+
+    Ray Data lets go of an actor by forgetting it. After an error that is not enough: the error's
+    own traceback remembers it, and so may whoever logged it. What is remembered keeps its CPU, for
+    which those that are to go on with the rest would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def name_next(self) -> dict[str, str]:
+        """Gives what Ray is to be told of the next actor."""
+        self.names.append(f"measure-{uuid.uuid4().hex}")
+        return {"name": self.names[-1]}
+
+    def end(self) -> None:
+        """Ends all of them, also those that wait for a place to start anew."""
+        for name in self.names:
+            # Ended, or never begun.
+            with contextlib.suppress(ValueError):
+                ray.kill(ray.get_actor(name))
 
 
 def check_resources(num_actors: int, *, use_gpu: bool) -> None:

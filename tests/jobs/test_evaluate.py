@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 
 from crossmost_ray.config import ConfigError, EvaluateConfig, parse_config
@@ -164,9 +165,15 @@ def test_a_shard_that_kills_every_process_ends_the_job_with_a_sentence(
     monkeypatch.setattr(cluster, "ShardPredictor", Doomed)
     monkeypatch.setattr(cluster, "MAX_ROUNDS", 1)
     shards = write_shards(tmp_path / "shards", num_objects=2)
-    with pytest.raises(ConfigError, match=r"a shard's process died again .*the same command"):
-        evaluate(config(inputs, tmp_path, splits={"all": str(shards)}))
+    changes = {"splits": {"all": str(shards)}, "evaluation": {"num_views": 2, "num_actors": 2}}
+    with pytest.raises(ConfigError, match=r"a shard's process died again .*the same command") as no:
+        evaluate(config(inputs, tmp_path, **changes))
     assert len(list((tmp_path / "both/predictions/all").glob("*.parquet"))) <= 1
+    # No actor is left, though the error that remembers them all is still here.
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, (no, ray.available_resources())
+        time.sleep(0.2)
 
 
 @pytest.mark.cluster

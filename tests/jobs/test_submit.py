@@ -67,7 +67,9 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     )
     terminal = {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     deadline = time.monotonic() + 120
-    while subprocess.run([RAY, "job", "list"], env=terminal, capture_output=True).returncode:
+    # Jobs are taken a little later than they are listed.
+    hello = [RAY, "job", "submit", "--", "python", "-V"]
+    while subprocess.run(hello, env=terminal, capture_output=True).returncode:
         assert head.poll() is None, "the head has ended"
         assert time.monotonic() < deadline, "the head did not start"
         time.sleep(1)
