@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from point_ops import expanded_distances, loop_sample
 from torch import Tensor, nn
 
 from crossmost_ray.config import OptimConfig
@@ -22,28 +23,6 @@ from crossmost_ray.models.classifier import CrossModalClassifier
 from crossmost_ray.schema import PairBatch
 from crossmost_ray.teacher import ema_decay
 from crossmost_ray.training.adapt import AdaptTask
-
-
-def loop_sample(points: Tensor, num_samples: int) -> Tensor:
-    """Samples (B, S) farthest points by a loop over picks."""
-    B, N, _ = points.shape
-    rows = torch.arange(B, device=points.device)
-    picked = torch.zeros(B, num_samples, dtype=torch.int64, device=points.device)
-    nearest = torch.full((B, N), 1e10, device=points.device)
-    last = torch.zeros(B, dtype=torch.int64, device=points.device)
-    for i in range(num_samples):
-        picked[:, i] = last
-        distance = ((points - points[rows, last][:, None]) ** 2).sum(dim=-1)
-        nearest = torch.min(nearest, distance)
-        last = nearest.max(dim=-1).indices
-    return picked
-
-
-def expanded_distances(queries: Tensor, points: Tensor) -> Tensor:
-    """Squares (B, S, N) distances by |a|^2 + |b|^2 - 2ab."""
-    product = -2 * queries @ points.transpose(1, 2)
-    product += (queries**2).sum(dim=-1)[..., None]
-    return product + (points**2).sum(dim=-1)[:, None]
 
 
 def image_tokens(visual: Any, images: Tensor, mask: Tensor | None, token: Tensor) -> Tensor:
