@@ -48,13 +48,13 @@ from copies import write_copies
 from measure import append_result, machine
 from memory import processes
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchvision import transforms
 
 from crossmost_ray.config import DataConfig, ImageAugmentConfig, PointAugmentConfig
 from crossmost_ray.data.augment import (
-    normalize_images,
+    normalize_images_,
     sample_points,
     strong_images,
     strong_points,
@@ -128,8 +128,8 @@ def augment(batch: RawBatch, generator: torch.Generator) -> tuple[torch.Tensor, 
     weak_clouds = weak_points(sampled, points, generator)
     sampled = sample_points(batch.points, NUM_POINTS, generator)
     return (
-        normalize_images(weak, MEAN, STD),
-        normalize_images(strong, MEAN, STD),
+        normalize_images_(weak, MEAN, STD),
+        normalize_images_(strong, MEAN, STD),
         weak_clouds,
         strong_points(sampled, points, generator),
     )
@@ -241,6 +241,8 @@ class PerSample:
                 transforms.Normalize(MEAN, STD),
             ]
         )
+        # At full strength timm asks for 0 bits, which Pillow refuses.
+        auto_augment.LEVEL_TO_ARG["PosterizeIncreasing"] = posterize_bits
         self.strong = create_transform(
             IMAGE_SIZE,
             is_training=True,
@@ -256,6 +258,11 @@ class PerSample:
         cloud, view = row
         image = Image.open(io.BytesIO(view)).convert("RGB")
         return self.weak(image), self.strong(image), weak_cloud(cloud), strong_cloud(cloud)
+
+
+def posterize_bits(level: float, hparams: object) -> tuple[int]:
+    """Bits that are left at a level of 0 to 10."""
+    return (max(1, 4 - int(level / 10 * 4)),)
 
 
 def unit_sphere(cloud: Cloud) -> Cloud:
@@ -384,7 +391,7 @@ def stages(files: Sequence[Path]) -> dict[str, float]:
             BATCH_SIZE,
         ),
         "normalise both": (
-            lambda: [normalize_images(weak, MEAN, STD) for _ in range(2)],
+            lambda: [normalize_images_(weak, MEAN, STD) for _ in range(2)],
             BATCH_SIZE,
         ),
         "resample points twice": (
