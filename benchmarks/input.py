@@ -1,6 +1,6 @@
 """What does a pair cost before any model sees it: our way, a plain DataLoader's, sample by sample?
 
-    python benchmarks/input.py [--quick] [--objects 2048] [--passes 3] [--threads 1]
+    python benchmarks/input.py [--quick] [--objects 1024] [--passes 3] [--threads 1]
 
 Reads shards of the embedded objects, with 8,192 points and views of the size that a tower of 224 px
 asks for (336 px, sheets of sixteen embedded views, so that detail is as fine as a photograph's), as
@@ -416,7 +416,10 @@ def stages(files: Sequence[Path]) -> dict[str, float]:
 def compare(folder: Path, kind: str, number: int, passes: int, threads: int) -> dict[str, Any]:
     """Compares the three ways on shards of one format."""
     write_copies(
-        folder, number, partial(sheet, side=view_size(IMAGE_SIZE), kind=kind), SHARD_OBJECTS
+        folder,
+        number,
+        partial(sheet, side=view_size(IMAGE_SIZE), kind=kind),
+        min(SHARD_OBJECTS, number // 4),
     )
     files = sorted(folder.glob("*.parquet"))
     share, config = our_share(folder, threads), data_config(folder, threads)
@@ -463,11 +466,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="JPEG only, fewer objects")
-    parser.add_argument("--objects", type=int, help="in the shards; 2048, 1024 with --quick")
+    parser.add_argument("--objects", type=int, help="in the shards; 1024, 384 with --quick")
     parser.add_argument("--passes", type=int, help="of each way; 3")
     parser.add_argument("--threads", type=int, default=1, help="that decode and augment in ours")
     args = parser.parse_args()
-    number = args.objects or (1024 if args.quick else 2048)
+    number = args.objects or (384 if args.quick else 1024)
     passes = args.passes or 3
     kinds = ("JPEG",) if args.quick else ("JPEG", "WEBP", "PNG")
     torch.set_num_threads(args.threads)
