@@ -1,6 +1,6 @@
 """What does a pair cost before any model sees it: our way, a plain DataLoader's, sample by sample?
 
-    python benchmarks/input.py [--quick] [--objects 2048] [--passes 3] [--threads 1]
+    python benchmarks/input.py [--quick] [--objects 1024] [--passes 3] [--threads 1]
 
 Reads shards of the embedded objects, with 8,192 points and views of the size that a tower of 224 px
 asks for (336 px, sheets of sixteen embedded views, so that detail is as fine as a photograph's), as
@@ -48,13 +48,13 @@ from copies import write_copies
 from measure import append_result, machine
 from memory import processes
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchvision import transforms
 
 from crossmost_ray.config import DataConfig, ImageAugmentConfig, PointAugmentConfig
 from crossmost_ray.data.augment import (
-    normalize_images,
+    normalize_images_,
     sample_points,
     strong_images,
     strong_points,
@@ -128,8 +128,8 @@ def augment(batch: RawBatch, generator: torch.Generator) -> tuple[torch.Tensor, 
     weak_clouds = weak_points(sampled, points, generator)
     sampled = sample_points(batch.points, NUM_POINTS, generator)
     return (
-        normalize_images(weak, MEAN, STD),
-        normalize_images(strong, MEAN, STD),
+        normalize_images_(weak, MEAN, STD),
+        normalize_images_(strong, MEAN, STD),
         weak_clouds,
         strong_points(sampled, points, generator),
     )
@@ -241,6 +241,8 @@ class PerSample:
                 transforms.Normalize(MEAN, STD),
             ]
         )
+        # At full strength timm asks for 0 bits, which Pillow refuses.
+        auto_augment.LEVEL_TO_ARG["PosterizeIncreasing"] = posterize_bits
         self.strong = create_transform(
             IMAGE_SIZE,
             is_training=True,
@@ -256,6 +258,11 @@ class PerSample:
         cloud, view = row
         image = Image.open(io.BytesIO(view)).convert("RGB")
         return self.weak(image), self.strong(image), weak_cloud(cloud), strong_cloud(cloud)
+
+
+def posterize_bits(level: float, hparams: object) -> tuple[int]:
+    """Bits that are left at a level of 0 to 10."""
+    return (max(1, 4 - int(level / 10 * 4)),)
 
 
 def unit_sphere(cloud: Cloud) -> Cloud:
@@ -384,7 +391,7 @@ def stages(files: Sequence[Path]) -> dict[str, float]:
             BATCH_SIZE,
         ),
         "normalise both": (
-            lambda: [normalize_images(weak, MEAN, STD) for _ in range(2)],
+            lambda: [normalize_images_(weak, MEAN, STD) for _ in range(2)],
             BATCH_SIZE,
         ),
         "resample points twice": (
@@ -408,7 +415,12 @@ def stages(files: Sequence[Path]) -> dict[str, float]:
 
 def compare(folder: Path, kind: str, number: int, passes: int, threads: int) -> dict[str, Any]:
     """Compares the three ways on shards of one format."""
-    write_copies(folder, number, view=partial(sheet, side=view_size(IMAGE_SIZE), kind=kind))
+    write_copies(
+        folder,
+        number,
+        view=partial(sheet, side=view_size(IMAGE_SIZE), kind=kind),
+        shard_objects=min(SHARD_OBJECTS, number // 4),
+    )
     files = sorted(folder.glob("*.parquet"))
     share, config = our_share(folder, threads), data_config(folder, threads)
     ways: dict[str, Callable[[int], int]] = {"ours": partial(ours, share, config)}
@@ -454,11 +466,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="JPEG only, fewer objects")
-    parser.add_argument("--objects", type=int, help="in the shards; 2048, 1024 with --quick")
+    parser.add_argument("--objects", type=int, help="in the shards; 1024, 384 with --quick")
     parser.add_argument("--passes", type=int, help="of each way; 3")
     parser.add_argument("--threads", type=int, default=1, help="that decode and augment in ours")
     args = parser.parse_args()
-    number = args.objects or (1024 if args.quick else 2048)
+    number = args.objects or (384 if args.quick else 1024)
     passes = args.passes or 3
     kinds = ("JPEG",) if args.quick else ("JPEG", "WEBP", "PNG")
     torch.set_num_threads(args.threads)

@@ -60,7 +60,14 @@ def normalize_images(
     images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
     """Normalises (..., 3, R, R) images of 0 to 1 by channel."""
-    return (images - _constant(mean, images.device)).div_(_constant(std, images.device))
+    return normalize_images_(images.clone(), mean, std)
+
+
+def normalize_images_(
+    images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Tensor:
+    """Does the same to the images themselves: fresh memory costs more than the arithmetic."""
+    return images.sub_(_constant(mean, images.device)).div_(_constant(std, images.device))
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
@@ -135,7 +142,9 @@ def _blend(base: Tensor, images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 def _auto_contrast(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
-    return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
+    # Of one value for each channel, not of the pixels: `where` is the slowest thing a CPU is asked.
+    plain = high <= low
+    return (images - low.masked_fill(plain, 0)) / (high - low).clamp(min=1e-6).masked_fill(plain, 1)
 
 
 def _equalize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
@@ -164,12 +173,12 @@ def _posterize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 def _solarize(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     # Of 256 values, not of 255 steps: at no strength, white must stay white.
-    return torch.where(images < (256 / 255 * (1 - level))[:, None, None, None], images, 1 - images)
+    bright = images >= (256 / 255 * (1 - level))[:, None, None, None]
+    return (bright.float() - images).abs()  # 1 - value, or the value itself
 
 
 def _solarize_add(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    added = (images + 110 / 255 * level[:, None, None, None]).clamp(max=1)
-    return torch.where(images < 0.5, added, images)
+    return (images + (images < 0.5) * (110 / 255 * level[:, None, None, None])).clamp(max=1)
 
 
 def _color(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:

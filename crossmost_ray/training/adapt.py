@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crossmost_ray.config import TOWERS, AdaptConfig, Tower
 from crossmost_ray.data.augment import (
     fill_up_points,
-    normalize_images,
+    normalize_images_,
     sample_points,
     strong_images,
     strong_points,
@@ -196,8 +196,10 @@ class AdaptTask:
         if self.compat.strong_upsample == "always":
             strong = fill_up_points(strong, REFERENCE_POINTS, generator)
         return PairBatch(
-            image_weak=normalize_images(weak, spec.image_mean, spec.image_std).unflatten(0, (B, T)),
-            image_strong=normalize_images(strong_views, spec.image_mean, spec.image_std),
+            image_weak=normalize_images_(weak, spec.image_mean, spec.image_std).unflatten(
+                0, (B, T)
+            ),
+            image_strong=normalize_images_(strong_views, spec.image_mean, spec.image_std),
             points_weak=points_weak.unflatten(0, (B, T)),
             points_strong=strong,
             image_mask=block_mask(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crossmost_ray.config import MaskConfig, PretrainConfig
 from crossmost_ray.data.augment import (
-    normalize_images,
+    normalize_images_,
     sample_points,
     strong_images,
     strong_points,
@@ -150,7 +150,7 @@ class PretrainTask:
         for module in self._frozen:
             module.eval()
         out = self.student(
-            normalize_images(images, spec.image_mean, spec.image_std),
+            normalize_images_(images, spec.image_mean, spec.image_std),
             strong_points(points, config.point_augment, generator, spec.up_axis),
             model.text.tokenize(prompts).to(device),
             block_mask(
