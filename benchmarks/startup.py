@@ -145,10 +145,12 @@ def ask_overhead(folder: Path, setting: str, turns: int) -> None:
         told = full_settings(folder)
         decoded = FULL_DECODED
     seen: dict[tuple[str, str], list[float]] = {}
+    busy = []
     for turn in range(turns):
         for way, script in (("plain", "benchmarks/plain.py"), ("ray", "benchmarks/train.py")):
             marks = folder / f"{setting}-{way}-{turn}.jsonl"
             output = f"output={folder}/{setting}-{turn}"
+            busy.append(busy_share())
             run([script, CONFIG, *told, output], marks, {DECODED: str(decoded)})
             for kind in ("train_step", "decoded step"):
                 seen.setdefault((kind, way), []).extend(periods(read(marks), kind))
@@ -164,7 +166,24 @@ def ask_overhead(folder: Path, setting: str, turns: int) -> None:
             "ratio": ratio,
             "steps": len(with_ray),
         }
-    append_result("startup", {"question": "overhead", "setting": setting, "turns": turns, **found})
+    told_busy = ", ".join(f"{100 * share:.0f} %" for share in busy)
+    print(f"busy with other work before each run: {told_busy} of the CPUs")
+    facts = {"setting": setting, "turns": turns, "busy_before": busy}
+    append_result("startup", {"question": "overhead", **facts, **found})
+
+
+def busy_share(seconds: float = 3.0) -> float:
+    """Measures how busy the machine's CPUs are with whatever else there is, from 0 to 1: steps that
+    use all of them tell nothing where others do, too."""
+
+    def times() -> tuple[int, int]:
+        with Path("/proc/stat").open(encoding="ascii") as stat:
+            values = [int(value) for value in stat.readline().split()[1:]]
+        return sum(values), values[3] + values[4]
+
+    (whole, idle), _ = times(), time.sleep(seconds)
+    later, later_idle = times()
+    return round(1 - (later_idle - idle) / (later - whole), 3)
 
 
 def full_settings(folder: Path) -> list[str]:
@@ -209,13 +228,13 @@ def main() -> None:
         "questions", nargs="*", help="start, trials, overhead; all if none is named"
     )
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, help="2, and 1 with --quick")
     args = parser.parse_args()
     known = ["start", "overhead"] if args.quick else ["start", "trials", "overhead"]
     asked = args.questions or known
     if unknown := sorted(set(asked) - {"start", "trials", "overhead"}):
         parser.error(f"no question {unknown}; there are start, trials, overhead")
-    turns = 1 if args.quick else args.turns
+    turns = args.turns or (1 if args.quick else 2)
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
