@@ -107,8 +107,7 @@ def check(watch: Watch, folder: Path, num_objects: int, *, full: bool) -> None:
     asked = {"num_points": POINTS, "num_views": VIEWS, "view_size": VIEW_SIZE}
     with watch.part("check, decoding every view" if full else "check"):
         for name in names:
-            how = {"full": True} if full else {}
-            assert not check_file(str(shards), name, TRAIN_COLUMNS, **asked, **how).bad
+            assert not check_file(str(shards), name, TRAIN_COLUMNS, full=full, **asked).bad
 
 
 def task_of(num_classes: int, **data: Any) -> AdaptTask:

@@ -1,15 +1,14 @@
 """How long from the command to the first step, per epoch, per trial; and what does Ray cost a step?
 
-    python benchmarks/startup.py [start] [trials] [overhead] [--quick] [--turns 2]
+    python benchmarks/startup.py [start] [trials] [tiny] [full] [--quick] [--turns 2]
 
 `start` runs jobs/adapt.py as a user would, in a fresh process with a Ray of its own, and splits
 what passes until the first step is taken, and what an epoch costs beside its steps. `trials` runs
-jobs/sweep.py, and tells what a trial costs beside its epochs. `overhead` takes the same steps in
-plain torch, with no Ray running, and in a worker of Ray Train, in turns: at the tiny setting,
-the embedded model on the embedded furniture, and at the full one, ViT-B/16 at 224 pixels and
-PointBERT on 8,192 points, 4 pairs a step, with fresh weights. Appends a line for each to
-benchmarks/results/startup.jsonl. About 20 minutes and 9 GB of memory on 2 cores; --quick leaves out
-the trials and the full setting, and takes less than 2.
+jobs/sweep.py, and tells what a trial costs beside its epochs. `tiny` and `full` take the same steps
+in plain torch, with no Ray running, and in a worker of Ray Train, in turns: the embedded model on
+the embedded furniture; and ViT-B/16 at 224 pixels with PointBERT on 8,192 points, 4 pairs a step,
+with fresh weights. Appends a line for each to benchmarks/results/startup.jsonl. About 15 minutes
+and 9 GB of memory on 2 cores; --quick leaves out `trials` and `full`, and takes 2 minutes.
 """
 
 from __future__ import annotations
@@ -33,6 +32,8 @@ from measure import append_result, machine
 ROOT = Path(__file__).parents[1]
 ADAPT, SWEEP = "jobs/adapt.py", "jobs/sweep.py"
 CONFIG = "configs/adapt/furniture.yaml"
+
+QUESTIONS = ("start", "trials", "tiny", "full")
 
 SHORT = ("data.num_views=2", "evaluation.num_views=1", "evaluation.point_samples=1")
 """Of the furniture's run: what is asked about is what does not depend on how long it is."""
@@ -145,10 +146,12 @@ def ask_overhead(folder: Path, setting: str, turns: int) -> None:
         told = full_settings(folder)
         decoded = FULL_DECODED
     seen: dict[tuple[str, str], list[float]] = {}
+    busy = []
     for turn in range(turns):
         for way, script in (("plain", "benchmarks/plain.py"), ("ray", "benchmarks/train.py")):
             marks = folder / f"{setting}-{way}-{turn}.jsonl"
             output = f"output={folder}/{setting}-{turn}"
+            busy.append(busy_share())
             run([script, CONFIG, *told, output], marks, {DECODED: str(decoded)})
             for kind in ("train_step", "decoded step"):
                 seen.setdefault((kind, way), []).extend(periods(read(marks), kind))
@@ -164,7 +167,24 @@ def ask_overhead(folder: Path, setting: str, turns: int) -> None:
             "ratio": ratio,
             "steps": len(with_ray),
         }
-    append_result("startup", {"question": "overhead", "setting": setting, "turns": turns, **found})
+    told_busy = ", ".join(f"{100 * share:.0f} %" for share in busy)
+    print(f"busy with other work before each run: {told_busy} of the CPUs")
+    facts = {"setting": setting, "turns": turns, "busy_before": busy}
+    append_result("startup", {"question": "overhead", **facts, **found})
+
+
+def busy_share(seconds: float = 3.0) -> float:
+    """Measures how busy the machine's CPUs are with whatever else there is, from 0 to 1: steps that
+    use all of them tell nothing where others do, too."""
+
+    def times() -> tuple[int, int]:
+        with Path("/proc/stat").open(encoding="ascii") as stat:
+            values = [int(value) for value in stat.readline().split()[1:]]
+        return sum(values), values[3] + values[4]
+
+    (whole, idle), _ = times(), time.sleep(seconds)
+    later, later_idle = times()
+    return round(1 - (later_idle - idle) / (later - whole), 3)
 
 
 def full_settings(folder: Path) -> list[str]:
@@ -205,17 +225,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "questions", nargs="*", help="start, trials, overhead; all if none is named"
-    )
+    parser.add_argument("questions", nargs="*", help="all of them if none is named")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, help="2, and 1 with --quick")
     args = parser.parse_args()
-    known = ["start", "overhead"] if args.quick else ["start", "trials", "overhead"]
+    known = ["start", "tiny"] if args.quick else list(QUESTIONS)
     asked = args.questions or known
-    if unknown := sorted(set(asked) - {"start", "trials", "overhead"}):
-        parser.error(f"no question {unknown}; there are start, trials, overhead")
-    turns = 1 if args.quick else args.turns
+    if unknown := sorted(set(asked) - set(QUESTIONS)):
+        parser.error(f"no question {unknown}; there are {', '.join(QUESTIONS)}")
+    turns = args.turns or (1 if args.quick else 2)
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -223,8 +241,8 @@ def main() -> None:
             ask_start(folder, turns)
         if "trials" in asked:
             ask_trials(folder)
-        if "overhead" in asked:
-            for setting in ("tiny",) if args.quick else ("tiny", "full"):
+        for setting in ("tiny", "full"):
+            if setting in asked:
                 ask_overhead(folder, setting, turns)
 
 
