@@ -200,7 +200,7 @@ def test_terms_that_need_tokens_can_be_had_where_there_are_some(
     assert tower.has_tokens == (width is not None)
     if width is None:
         assert seen.tokens is None
-        assert out[1:] == (None, None, None, None)
+        assert set(out[1:]) == {None}
         assert tower.backbone.frozen_modules() == []
         assert tower.local_projection is None
     else:
@@ -219,7 +219,7 @@ def test_a_gradient_reaches_every_parameter(tower: PointTower) -> None:
         # a single cloud, a transformer's block may drop its branches.
         seen = tower.tokenize(clouds(3, enough_points(tower)))
         out = tower(seen, tower.draw_mask(seen, (0.3, 0.4), torch.Generator().manual_seed(0)))
-        fields = [field for field in out if field is not None]
+        fields = [field for field in out if field is not None and field.is_floating_point()]
         sum((field * torch.randn_like(field)).sum() for field in fields).backward()
     unreached = [
         name
