@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -140,7 +139,7 @@ def test_blocks_that_are_computed_again_change_nothing() -> None:
         assert torch.equal(again[name], value), name
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.slow
 def test_compiled_blocks_agree() -> None:
     plain, compiled = pass_of(BlockRunner()), pass_of(BlockRunner(compiled=True, recompute=True))
     assert plain.keys() == compiled.keys()
