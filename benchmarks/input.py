@@ -323,16 +323,16 @@ def sampled(loader: DataLoader[Any], seed: int) -> int:
 # Measuring ---------------------------------------------------------------------------------------
 
 
-def processor_seconds() -> float:
-    """Sums the processor time of this process and all its descendants, gone ones included."""
-    total = 0
+def processor_seconds() -> dict[int, float]:
+    """Gives the processor time of this process and all its descendants, by their ids."""
+    found = {}
     for pid in processes(os.getpid()):
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        total += sum(map(int, stat.rpartition(")")[2].split()[11:15]))
-    return total / TICKS
+        found[pid] = sum(map(int, stat.rpartition(")")[2].split()[11:13])) / TICKS
+    return found
 
 
 @dataclass(frozen=True)
@@ -350,19 +350,21 @@ def measured(way: Callable[[int], int], seed: int) -> Pass:
     busy, began = processor_seconds(), time.monotonic()
     objects = way(seed)
     seconds = time.monotonic() - began
-    return Pass(1e3 * (processor_seconds() - busy) / objects, objects / seconds)
+    spent = sum(now - busy.get(pid, 0.0) for pid, now in processor_seconds().items())
+    return Pass(1e3 * spent / objects, objects / seconds)
 
 
-def cheapest(make: Callable[[int], DataLoader[Any]], read: Callable[..., int]) -> Any:
-    """Picks the number of workers that costs least: the first reading warms up."""
-    tried = {}
-    for number in (0, 1, 2):
-        loader = make(number)
-        read(loader, 0)
-        tried[number] = (measured(partial(read, loader), 1).ms, loader)
-        del loader
-    number = min(tried, key=lambda number: tried[number][0])
-    return number, partial(read, tried[number][1])
+def cheapest(
+    make: Callable[[int], DataLoader[Any]], read: Callable[[DataLoader[Any], int], int]
+) -> tuple[int, Callable[[int], int]]:
+    """Picks the number of workers that costs least, in two turns after one that warms up."""
+    loaders = {number: make(number) for number in (0, 1, 2)}
+    tried: dict[int, list[float]] = defaultdict(list)
+    for seed in range(3):
+        for number, loader in loaders.items():
+            tried[number].append(measured(partial(read, loader), seed).ms)
+    number = min(loaders, key=lambda number: min(tried[number][1:]))
+    return number, partial(read, loaders[number])
 
 
 def stages(files: Sequence[Path]) -> dict[str, float]:
@@ -483,6 +485,9 @@ def main() -> None:
         object_store_memory=2 * 10**9,
         include_dashboard=False,
         log_to_driver=False,
+        # A run's tasks follow one another. Here other ways come between, and each return would pay
+        # for new processes.
+        _system_config={"idle_worker_killing_time_threshold_ms": 3_600_000},
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
