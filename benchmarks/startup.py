@@ -1,14 +1,16 @@
 """How long from the command to the first step, per epoch, per trial; and what does Ray cost a step?
 
-    python benchmarks/startup.py [start] [trials] [tiny] [full] [--quick] [--turns 2]
+    python benchmarks/startup.py [start] [trials] [tiny] [spare] [full] [--quick] [--turns 2]
 
 `start` runs jobs/adapt.py as a user would, in a fresh process with a Ray of its own, and splits
 what passes until the first step is taken, and what an epoch costs beside its steps. `trials` runs
 jobs/sweep.py, and tells what a trial costs beside its epochs. `tiny` and `full` take the same steps
-in plain torch, with no Ray running, and in a worker of Ray Train, in turns: the embedded model on
-the embedded furniture; and ViT-B/16 at 224 pixels with PointBERT on 8,192 points, 4 pairs a step,
-with fresh weights. Appends a line for each to benchmarks/results/startup.jsonl. About 15 minutes
-and 9 GB of memory on 2 cores; --quick leaves out `trials` and `full`, and takes 2 minutes.
+in plain torch, with no Ray running, and in a worker of Ray Train, in turns, with a thread for each
+of two cores: the embedded model on the embedded furniture; and ViT-B/16 at 224 pixels with
+PointBERT on 8,192 points, 4 pairs a step, with fresh weights. `spare` is `tiny` with one thread, so
+that a core is left for everything else. Appends a line for each to
+benchmarks/results/startup.jsonl. About 15 minutes and 9 GB of memory on 2 cores; --quick takes
+`start` and `tiny` once, and 2 minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 ADAPT, SWEEP = "jobs/adapt.py", "jobs/sweep.py"
 CONFIG = "configs/adapt/furniture.yaml"
 
-QUESTIONS = ("start", "trials", "tiny", "full")
+QUESTIONS = ("start", "trials", "tiny", "spare", "full")
 
 SHORT = ("data.num_views=2", "evaluation.num_views=1", "evaluation.point_samples=1")
 """Of the furniture's run: what is asked about is what does not depend on how long it is."""
@@ -139,12 +141,12 @@ def rows(trial: Path) -> list[dict[str, float]]:
 
 def ask_overhead(folder: Path, setting: str, turns: int) -> None:
     """Takes the same steps in plain torch and in Ray's worker, in turns."""
-    if setting == "tiny":
-        told = ["data.num_views=4", "optim.epochs=2"]
-        decoded = TINY_DECODED
-    else:
+    decoded = FULL_DECODED if setting == "full" else TINY_DECODED
+    if setting == "full":
         told = full_settings(folder)
-        decoded = FULL_DECODED
+    else:
+        threads = 1 if setting == "spare" else 2
+        told = ["data.num_views=4", "optim.epochs=2", f"cluster.threads_per_worker={threads}"]
     seen: dict[tuple[str, str], list[float]] = {}
     busy = []
     for turn in range(turns):
@@ -241,7 +243,7 @@ def main() -> None:
             ask_start(folder, turns)
         if "trials" in asked:
             ask_trials(folder)
-        for setting in ("tiny", "full"):
+        for setting in ("tiny", "spare", "full"):
             if setting in asked:
                 ask_overhead(folder, setting, turns)
 
