@@ -1,6 +1,6 @@
 """What does a pair cost before any model sees it: our way, a plain DataLoader's, sample by sample?
 
-    python benchmarks/input.py [--quick] [--objects 1024] [--passes 3] [--threads 1]
+    python benchmarks/input.py [--quick] [--objects 1024] [--passes 3] [--threads 1] [--device cuda]
 
 Reads shards of the embedded objects, with 8,192 points and views of the size that a tower of 224 px
 asks for (336 px, sheets of sixteen embedded views, so that detail is as fine as a photograph's), as
@@ -144,19 +144,21 @@ def our_share(folder: Path, threads: int) -> ray.data.DataIterator:
     return share
 
 
-def ours(share: ray.data.DataIterator, config: DataConfig, seed: int) -> int:
+def ours(share: ray.data.DataIterator, config: DataConfig, device: torch.device, seed: int) -> int:
     """Reads all shards once by our way."""
-    generator, objects = torch.Generator().manual_seed(seed), 0
+    generator, objects = torch.Generator(device).manual_seed(seed), 0
     batches = raw_batches(
         share,
         config,
         batch_size=BATCH_SIZE,
         view_size=view_size(IMAGE_SIZE),
         seed=seed,
-        device=torch.device("cpu"),
+        device=device,
     )
     for batch in batches:
         objects += len(augment(batch, generator)[0])
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return objects
 
 
@@ -216,12 +218,18 @@ def plain_loader(files: Sequence[Path], num_workers: int) -> DataLoader[Any]:
     return DataLoader(rows, batch_size=None, num_workers=num_workers, **kept)
 
 
-def loaded(loader: DataLoader[Any], seed: int) -> int:
+def loaded(loader: DataLoader[Any], seed: int, device: torch.device) -> int:
     """Reads all shards once by the plain loader."""
     torch.manual_seed(seed)
-    generator, objects = torch.Generator().manual_seed(seed), 0
+    generator, objects = torch.Generator(device).manual_seed(seed), 0
     for batch in loader:
-        objects += len(augment(batch, generator)[0])
+        there = batch._replace(
+            images=batch.images.to(device, non_blocking=True),
+            points=batch.points.to(device, non_blocking=True),
+        )
+        objects += len(augment(there, generator)[0])
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return objects
 
 
@@ -415,7 +423,9 @@ def stages(files: Sequence[Path]) -> dict[str, float]:
     return found
 
 
-def compare(folder: Path, kind: str, number: int, passes: int, threads: int) -> dict[str, Any]:
+def compare(
+    folder: Path, kind: str, number: int, passes: int, threads: int, device: torch.device
+) -> dict[str, Any]:
     """Compares the three ways on shards of one format."""
     write_copies(
         folder,
@@ -425,10 +435,10 @@ def compare(folder: Path, kind: str, number: int, passes: int, threads: int) -> 
     )
     files = sorted(folder.glob("*.parquet"))
     share, config = our_share(folder, threads), data_config(folder, threads)
-    ways: dict[str, Callable[[int], int]] = {"ours": partial(ours, share, config)}
+    ways: dict[str, Callable[[int], int]] = {"ours": partial(ours, share, config, device)}
     workers = {}
     for name, make, read in (
-        ("loader", plain_loader, loaded),
+        ("loader", plain_loader, partial(loaded, device=device)),
         ("per sample", sample_loader, sampled),
     ):
         workers[name], ways[name] = cheapest(partial(make, files), read)
@@ -471,7 +481,9 @@ def main() -> None:
     parser.add_argument("--objects", type=int, help="in the shards; 1024, 384 with --quick")
     parser.add_argument("--passes", type=int, help="of each way; 3")
     parser.add_argument("--threads", type=int, default=1, help="that decode and augment in ours")
+    parser.add_argument("--device", default="cpu", help="where ours and the loader augment")
     args = parser.parse_args()
+    device = torch.device(args.device)
     number = args.objects or (384 if args.quick else 1024)
     passes = args.passes or 3
     kinds = ("JPEG",) if args.quick else ("JPEG", "WEBP", "PNG")
@@ -492,12 +504,12 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             results = {
-                kind: compare(Path(folder, kind), kind, number, passes, args.threads)
+                kind: compare(Path(folder, kind), kind, number, passes, args.threads, device)
                 for kind in kinds
             }
     finally:
         ray.shutdown()
-    facts = {"objects": number, "passes": passes, "threads": args.threads}
+    facts = {"objects": number, "passes": passes, "threads": args.threads, "device": args.device}
     append_result("input", {"load": os.getloadavg()[0], **facts, **results})
 
 

@@ -241,3 +241,27 @@ def test_sides_of_strong_crops_have_a_log_uniform_ratio() -> None:
     assert ratio[small].std().item() == pytest.approx(expected, rel=0.05)
     area = (width * height)[whole][small]
     assert area.mean().item() == pytest.approx((0.3 + 0.74) / 2, abs=0.015)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_never_waited_for() -> None:
+    device = torch.device("cuda")
+    views = torch.zeros(9, 3, 36, 36, dtype=torch.uint8, device=device)
+    points = torch.rand(9, 40, 3, device=device)
+
+    def everything() -> None:
+        generator, image = torch.Generator(device).manual_seed(1), ImageAugmentConfig()
+        augment.weak_images(views, 24, image, generator)
+        strong = augment.strong_images(views, 24, image, generator)
+        augment.normalize_images_(strong, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        sampled = augment.sample_points(points, 30, generator, repeats=2)
+        augment.weak_points(sampled, PointAugmentConfig(), generator)
+        augment.strong_points(sampled, PointAugmentConfig(), generator)
+
+    everything()  # constants lie on the device from then on
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
