@@ -66,7 +66,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         start_new_session=True,
     )
     terminal = {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # ten times what it takes on an idle machine
     # Jobs are taken a little later than they are listed.
     hello = [RAY, "job", "submit", "--", "python", "-V"]
     while subprocess.run(hello, env=terminal, capture_output=True).returncode:
