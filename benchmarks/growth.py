@@ -218,7 +218,6 @@ def step(watch: Watch, *, num_points: int = POINTS, batch: int = BATCH, num_clas
                 step=number,
                 generator=generator,
                 clip_norm=1.0,
-                precision=torch.float32,
             )
         seconds.append(watch.found["step s"])
     watch.note("step s", statistics.median(seconds[1:]))

@@ -85,7 +85,6 @@ class Trainer:
             step=self.taken,
             generator=self.generator,
             clip_norm=optim.clip_norm,
-            precision=torch.float32,
         )
         self.taken += 1
 
