@@ -69,17 +69,21 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     deadline = time.monotonic() + 300  # ten times what it takes on an idle machine
     # Jobs are taken a little later than they are listed.
     hello = [RAY, "job", "submit", "--", "python", "-V"]
-    while subprocess.run(hello, env=terminal, capture_output=True).returncode:
-        assert head.poll() is None, "the head has ended"
-        assert time.monotonic() < deadline, "the head did not start"
-        time.sleep(1)
-    yield terminal
-    os.killpg(head.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        head.wait(20)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(head.pid, signal.SIGKILL)
-    shutil.rmtree(short, ignore_errors=True)
+    try:
+        while subprocess.run(hello, env=terminal, capture_output=True).returncode:
+            assert head.poll() is None, "the head has ended"
+            assert time.monotonic() < deadline, "the head did not start"
+            time.sleep(1)
+        yield terminal
+    finally:
+        # Also a head that came too late: it would stay, and take memory from what comes after.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def submit(terminal: dict[str, str], *command: str, name: str, wait: bool = True) -> str:
