@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import posixpath
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -129,6 +130,14 @@ class Store:
             )
 
         self._reached(copy, "can't be read")
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """Reads a file of one JSON object a line; empty if there is none.
+
+        Raises:
+            ConfigError: If the folder can't be reached.
+        """
+        return [json.loads(line) for line in (self.read(name) or b"").splitlines()]
 
     def read(self, name: str) -> bytes | None:
         """Reads a file below the folder; None if there is none.

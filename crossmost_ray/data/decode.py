@@ -10,6 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
+FORMATS = ("WEBP", "PNG", "JPEG")
+"""What a view may be encoded as."""
+
 POINT_BYTES = 12
 
 
@@ -32,7 +35,7 @@ def decode_view(encoded: bytes, size: int) -> npt.NDArray[np.uint8]:
         OSError: If the bytes are no image that Pillow reads.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(encoded), formats=("WEBP", "PNG", "JPEG"))
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         # A JPEG of twice the size or more is decoded at a half, a quarter or an eighth of it.
         image.draft(None, (size, size))
         image.load()

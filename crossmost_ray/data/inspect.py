@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from crossmost_ray.config import ConfigError, resolve_path
-from crossmost_ray.data.decode import decode_points, ring_views
+from crossmost_ray.data.decode import FORMATS, decode_points, ring_views
 from crossmost_ray.data.shards import BadRow, list_shards, read_manifest
 from crossmost_ray.schema import MANIFEST_NAME, SHARD_SCHEMA
 
@@ -291,7 +291,7 @@ def _compare(file: Path, stated: str | None) -> Checksum:
 def _image_size(view: bytes | None) -> tuple[int, int] | None:
     """(width, height) by the header alone, or None where there is none."""
     try:
-        return Image.open(io.BytesIO(view or b""), formats=("WEBP", "PNG", "JPEG")).size
+        return Image.open(io.BytesIO(view or b""), formats=FORMATS).size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 

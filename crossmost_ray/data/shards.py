@@ -120,6 +120,32 @@ def open_shard(shards: str, name: str) -> pq.ParquetFile:
         ) from None
 
 
+def read_batches(
+    shards: str, name: str, columns: Sequence[str], *, at_once: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields the rows of one file, a few at a time, each time with the place of the first.
+
+    Raises:
+        ConfigError: If the file can't be read as Parquet, or not to its end.
+    """
+    first = 0
+    with open_shard(shards, name) as shard:
+        batches = shard.iter_batches(at_once, columns=list(columns))
+        while True:
+            try:
+                rows = next(batches, None)
+            except OSError as broken:
+                reason = str(broken).partition("\n")[0]
+                raise ConfigError(
+                    f"{shard_store(shards)}/{name} can't be read beyond row {first} ({reason}); "
+                    "write it anew with `python jobs/prepare.py`"
+                ) from None
+            if rows is None:
+                return
+            yield first, rows
+            first += rows.num_rows
+
+
 def read_manifest(shards: str) -> dict[str, Any]:
     """Reads the manifest beside the shards; empty where there is none.
 
@@ -190,22 +216,14 @@ def check_file(
     Raises:
         ConfigError: If the file can't be read to its end.
     """
-    bad, first = [], 0
-    with open_shard(shards, name) as shard:
-        try:
-            for rows in shard.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
-                for row, object_id, problem in _problems(
-                    rows, num_points=num_points, num_views=num_views, size=view_size, full=full
-                ):
-                    bad.append(BadRow(name, first + row, object_id, problem))
-                first += rows.num_rows
-        except OSError as broken:
-            reason = str(broken).partition("\n")[0]
-            raise ConfigError(
-                f"{shard_store(shards)}/{name} can't be read beyond row {first} ({reason}); "
-                "write it anew with `python jobs/prepare.py`"
-            ) from None
-    return ShardCheck(num_objects=first, bad=tuple(bad), files=(name,))
+    bad, num_objects = [], 0
+    for first, rows in read_batches(shards, name, columns, at_once=ROWS_AT_ONCE):
+        for row, object_id, problem in _problems(
+            rows, num_points=num_points, num_views=num_views, size=view_size, full=full
+        ):
+            bad.append(BadRow(name, first + row, object_id, problem))
+        num_objects = first + rows.num_rows
+    return ShardCheck(num_objects=num_objects, bad=tuple(bad), files=(name,))
 
 
 def find_row(shards: str, files: Sequence[str], object_id: str) -> tuple[str, int] | None:

@@ -90,31 +90,27 @@ def check_shards(
         bad=tuple(row for part in checks for row in part.bad),
         files=tuple(files),
     )
+    named = "\n".join(_name_rows(whole.bad, "  {}", "  ... and {} more"))
     if whole.bad and config.bad_rows == "refuse":
         raise ConfigError(
             f"{len(whole.bad)} of {whole.num_objects} rows of '{shards}' can't be used:\n"
-            f"{_name_rows(whole.bad)}\n"
+            f"{named}\n"
             "prepare them anew, or leave them out with data.bad_rows=skip"
         )
     if whole.num_good == 0:
-        raise ConfigError(
-            f"no row of '{shards}' can be used:\n{_name_rows(whole.bad)}".rstrip(":\n")
-        )
+        raise ConfigError(f"no row of '{shards}' can be used:\n{named}".rstrip(":\n"))
     return whole
 
 
 def name_left_out(bad: Sequence[BadRow]) -> list[str]:
     """Names what is left out, in lines: the first few, and how many more."""
-    lines = [f"left out: {row}" for row in bad[:MAX_NAMED_ROWS]]
+    return _name_rows(bad, "left out: {}", "left out: {} more")
+
+
+def _name_rows(bad: Sequence[BadRow], each: str, rest: str) -> list[str]:
+    lines = [each.format(row) for row in bad[:MAX_NAMED_ROWS]]
     more = len(bad) - MAX_NAMED_ROWS
-    return [*lines, f"left out: {more} more"] if more > 0 else lines
-
-
-def _name_rows(bad: Sequence[BadRow]) -> str:
-    lines = [f"  {row}" for row in bad[:MAX_NAMED_ROWS]]
-    if len(bad) > MAX_NAMED_ROWS:
-        lines.append(f"  ... and {len(bad) - MAX_NAMED_ROWS} more")
-    return "\n".join(lines)
+    return [*lines, rest.format(more)] if more > 0 else lines
 
 
 def pair_rows(

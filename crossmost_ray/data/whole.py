@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-FORMATS = ("WEBP", "PNG", "JPEG")
+from crossmost_ray.data.decode import FORMATS
 
 START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
 """Markers of a JPEG: what comes before its pixels, and what after them."""

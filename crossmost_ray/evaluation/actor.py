@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from crossmost_ray.config import ConfigError
-from crossmost_ray.data.shards import BadRow, open_shard
+from crossmost_ray.data.shards import BadRow, read_batches
 from crossmost_ray.evaluation.plan import EVALUATION_COLUMNS, Plan, Unit, variant_name
 from crossmost_ray.evaluation.predictor import EvaluationBatch, Predictor
 from crossmost_ray.models.pretrained import load_model
@@ -102,26 +102,14 @@ class ShardPredictor:
         return objects
 
     def _batches(self, unit: Unit, predictor: Predictor) -> Iterator[EvaluationBatch]:
-        first = 0
-        split = self.plan.splits[unit.split]
-        with open_shard(split.shards, unit.name) as shard:
-            try:
-                for rows in shard.iter_batches(
-                    self.plan.config.batch_size, columns=list(EVALUATION_COLUMNS)
-                ):
-                    yield predictor.decode(
-                        pa.Table.from_batches([rows]),
-                        corruption=unit.corruption,
-                        shard=f"{unit.split}: {unit.name}",
-                        first=first,
-                    )
-                    first += len(rows)
-            except OSError as broken:
-                reason = str(broken).partition("\n")[0]
-                raise ConfigError(
-                    f"{split.shards}/{unit.name} can't be read beyond row {first} ({reason}); "
-                    "write it anew with `python jobs/prepare.py`"
-                ) from None
+        shards, at_once = self.plan.splits[unit.split].shards, self.plan.config.batch_size
+        for first, rows in read_batches(shards, unit.name, EVALUATION_COLUMNS, at_once=at_once):
+            yield predictor.decode(
+                pa.Table.from_batches([rows]),
+                corruption=unit.corruption,
+                shard=f"{unit.split}: {unit.name}",
+                first=first,
+            )
 
     def _predictor(self, split: str) -> Predictor:
         asked = self.plan.splits[split]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from crossmost_ray.config import AdaptConfig
@@ -64,8 +63,9 @@ def export_run(config: AdaptConfig, run: Store) -> dict[str, Store]:
     """
     choice = config.compat.select_on
     if choice == "score":
-        rows = [json.loads(line) for line in (run.read(HISTORY_NAME) or b"").splitlines()]
-        scores = {int(row["step"]): row[SCORE] for row in rows if SCORE in row}
+        scores = {
+            int(row["step"]): row[SCORE] for row in run.read_lines(HISTORY_NAME) if SCORE in row
+        }
         checkpoint = best_checkpoint(run, scores)
     elif choice == "last":
         checkpoint = last_checkpoint(run)

@@ -5,7 +5,6 @@ Nothing that learns or chooses reads a label elsewhere in this package.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from crossmost_ray.config import AdaptConfig, EvaluationConfig
@@ -55,8 +54,7 @@ def oracle_checkpoint(config: AdaptConfig, run: Store) -> Store:
     # Not a temporary folder of this machine: the actors may be elsewhere.
     scratch = run.child(SCRATCH_FOLDER)
     accuracy = {}
-    rows = [json.loads(line) for line in (run.read(HISTORY_NAME) or b"").splitlines()]
-    ends = {checkpoint_name(int(row["step"])) for row in rows}
+    ends = {checkpoint_name(int(row["step"])) for row in run.read_lines(HISTORY_NAME)}
     try:
         # Not those within an epoch: where they lie follows from what befell the run.
         for name in filter(ends.__contains__, list_checkpoints(run)):

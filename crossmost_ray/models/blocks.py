@@ -1,4 +1,5 @@
-"""How the blocks of a transformer are run: as they are, compiled, or twice to save memory."""
+"""What transformers share: attention, and how their blocks are run: as they are, compiled, or
+twice to save memory."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,6 +34,30 @@ class BlockRunner:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(run, block, x, *more, use_reentrant=False)
         return run(block, x, *more)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Mixes values by how far their keys go with the queries.
+
+    Heads come after tokens, as one product for all three leaves them: unbound, and transposed no
+    earlier than here. On the way back, the three gradients are then laid out side by side in one
+    copy, as the product wants them.
+
+    Args:
+        query: (B, Q, heads, d).
+        key: (B, L, heads, d).
+        value: (B, L, heads, d).
+
+    Returns:
+        (B, Q, heads * d).
+
+    Source:
+        Vaswani et al. (2017), scaled dot-product attention.
+    """
+    mixed = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    )
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def call(block: nn.Module, x: Tensor, *more: Any) -> Tensor:

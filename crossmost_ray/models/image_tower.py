@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossmost_ray.models.trunks import build_trunk, take_tokens
+from crossmost_ray.models.trunks import build_trunk
+from crossmost_ray.ops.points import gather
 from crossmost_ray.ops.precision import full_precision
 
 
@@ -93,7 +94,7 @@ class ImageTower(nn.Module):
         if mask is not None and most_hidden is not None and self.trunk.pools_cls:
             # A fixed number of them, hidden ones first: how many there are, only the device knows.
             places = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :most_hidden]
-            mask, target = mask.gather(1, places), take_tokens(target, places)
+            mask, target = mask.gather(1, places), gather(target, places)
             asked, prefix = F.pad(places + prefix, (1, 0)), 1
         tokens = self.trunk.tokens(x, asked)
         embed = self._projected(self.trunk.pool(tokens))

@@ -186,9 +186,8 @@ class AdaptTask:
         """Makes the weak pairs of the teacher and the strong, masked pairs of the student."""
         config, spec, image = self.config, self.spec, self.bare_student.image
         B, T, size = len(batch.images), batch.images.shape[1], image.image_size
-        views = batch.images
-        weak = weak_images(views.flatten(0, 1), size, config.image_augment, generator)
-        strong_views = strong_images(views[:, 0], size, config.image_augment, generator)
+        weak = weak_images(batch.images.flatten(0, 1), size, config.image_augment, generator)
+        strong_views = strong_images(batch.images[:, 0], size, config.image_augment, generator)
         sampled = sample_points(batch.points, config.data.num_points, generator, repeats=T)
         points_weak = weak_points(sampled, config.point_augment, generator)
         sampled = sample_points(batch.points, config.data.num_points, generator)

@@ -20,7 +20,7 @@ def log_event(run: Store, event: str, **facts: Any) -> None:
 
 def read_events(run: Store) -> list[dict[str, Any]]:
     """Reads the log, oldest first; empty where there is none."""
-    return [json.loads(line) for line in (run.read(EVENTS_NAME) or b"").splitlines()]
+    return run.read_lines(EVENTS_NAME)
 
 
 def event_line(event: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from crossmost_ray.tuning.outcome import Outcome, conclude
 from crossmost_ray.tuning.room import concurrent_trials, driver_cpus, trial_cluster
 from crossmost_ray.tuning.search import OptunaQueue, Queue, build_scheduler
 from crossmost_ray.tuning.space import check_trials, corners, plan, typed
-from crossmost_ray.tuning.trial import TRIALS_FOLDER, Job, read_rows, run_trial
+from crossmost_ray.tuning.trial import TRIALS_FOLDER, Job, run_trial
 from crossmost_ray.tuning.watch import Watch, settle
 
 SWEEP_NAME = "sweep.yaml"
@@ -134,7 +134,7 @@ def _tune(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     former = {
-        entry.trial: read_rows(job.folder.child(entry.trial), HISTORY_NAME)
+        entry.trial: job.folder.child(entry.trial).read_lines(HISTORY_NAME)
         for entry in ledger.with_status("done", "stopped")
     }
     tuner = tune.Tuner(

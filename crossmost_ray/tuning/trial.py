@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import signal
 import sys
@@ -88,7 +87,7 @@ def _rows(run: Store, config: AdaptConfig, job: Job) -> Iterator[dict[str, Any]]
     work = _work.options(scheduling_strategy="DEFAULT").remote(config, run, job.environment)
     told, ended = 0, False
     while True:
-        rows = read_rows(run, job.history)
+        rows = run.read_lines(job.history)
         yield from itertools.islice(rows, told, None)
         told = max(told, len(rows))
         if ended:
@@ -159,8 +158,3 @@ def stop_trial(run: Store) -> bool:
             return False
         time.sleep(0.2 if run.local is not None else 2.0)
     return True
-
-
-def read_rows(run: Store, name: str) -> list[dict[str, Any]]:
-    """Reads a run's finished epochs; none where it has none yet."""
-    return [json.loads(line) for line in (run.read(name) or b"").splitlines()]

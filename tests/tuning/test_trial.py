@@ -47,9 +47,9 @@ def test_a_trial_that_does_not_end_is_told_of(
 
 def test_rows_are_read_as_far_as_they_are_written(tmp_path: Path) -> None:
     run = Store(str(tmp_path))
-    assert trial.read_rows(run, "metrics.jsonl") == []
+    assert run.read_lines("metrics.jsonl") == []
     run.write("metrics.jsonl", '{"epoch": 0}\n{"epoch": 1}\n')
-    assert trial.read_rows(run, "metrics.jsonl") == [{"epoch": 0}, {"epoch": 1}]
+    assert run.read_lines("metrics.jsonl") == [{"epoch": 0}, {"epoch": 1}]
 
 
 def test_an_ended_trial_keeps_its_teacher_and_its_history(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmost_ray.models.backbones.base import PointFeatures, PointTokens, check_num_points
-from crossmost_ray.models.blocks import BlockRunner, call
+from crossmost_ray.models.blocks import BlockRunner, attend, call
 from crossmost_ray.ops.points import group_points
 
 FpsStart = Literal["first", "random"]
@@ -72,12 +72,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes (B, L, width) tokens."""
-        B, L, width = x.shape
-        query, key, value = self.qkv(x).reshape(B, L, 3, self.heads, -1).unbind(2)
-        mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        )
-        return self.proj(mixed.transpose(1, 2).reshape(B, L, width))
+        return self.proj(attend(*self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)))
 
 
 class Mlp(nn.Module):

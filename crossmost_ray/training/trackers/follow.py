@@ -125,7 +125,7 @@ class TrackerCallback(UserCallback):
             return  # a checkpoint within an epoch
         os.environ.update(self.environment)
         last = row["epoch"] + 1 == self.num_epochs
-        self.followers.deliver([*_history(self.followers.run), row], finish=last)
+        self.followers.deliver([*self.followers.run.read_lines(HISTORY_NAME), row], finish=last)
 
 
 def log_summary(run: Store, names: Sequence[str], summary: Mapping[str, Any]) -> None:
@@ -141,7 +141,7 @@ def log_summary(run: Store, names: Sequence[str], summary: Mapping[str, Any]) ->
     """
     known = _ledger(run)
     followers = Followers(run, [name for name in (ALWAYS, *names) if name in known])
-    followers.deliver(_history(run), summary=top1_numbers(summary), finish=True)
+    followers.deliver(run.read_lines(HISTORY_NAME), summary=top1_numbers(summary), finish=True)
 
 
 class Followers:
@@ -242,7 +242,3 @@ def _ledger(run: Store) -> dict[str, Any]:
 
 def _write_ledger(run: Store, ledger: Mapping[str, Any]) -> None:
     run.write(LEDGER_NAME, json.dumps(ledger, indent=1))
-
-
-def _history(run: Store) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.read(HISTORY_NAME) or b"").splitlines()]
