@@ -513,8 +513,8 @@ class ClusterConfig:
     """auto: bfloat16 where the device computes in it, else float32."""
 
     compile: Literal["auto", "always", "never"] = "auto"
-    """Whether the transformers' blocks are compiled: auto does on a GPU, where it pays within
-    minutes; on a CPU it gains 2 % in float32. A run that can't compile says so and goes on."""
+    """Whether the transformers' blocks are compiled: auto does on a GPU (not measured there yet); on
+    a CPU it gains 2 % in float32. A run that can't compile says so and goes on."""
 
     recompute: bool = False
     """Whether the student's blocks are computed again on the way back, in place of being kept: a
