@@ -513,7 +513,7 @@ class ClusterConfig:
     """auto: bfloat16 where the device computes in it, else float32."""
 
     compile: Literal["auto", "always", "never"] = "auto"
-    """Whether the transformers' blocks are compiled: auto does on a GPU (not measured there yet); on
+    """Whether the transformers' blocks are compiled: auto does on a GPU (not measured there); on
     a CPU it gains 2 % in float32. A run that can't compile says so and goes on."""
 
     recompute: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import math
@@ -13,9 +12,10 @@ import yaml
 
 from crossmost_ray.config import ConfigError
 from crossmost_ray.storage import Store
+from crossmost_ray.training.status import age
 
 SILENT_S = 60.0
-"""A run that has said nothing for so long has lost its driver; a driver speaks every 10 s."""
+"""A run that has said nothing for so long has lost its driver; a driver speaks every 5 s."""
 
 CONFIG_LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The one in C where PyYAML has it: ten times as quick."""
@@ -55,21 +55,13 @@ def read_status(
     try:
         values = json_mapping(said)
         status = str(values.get("status") or "pending")
-        if status == "running" and _age(str(values.get("heartbeat"))) > SILENT_S:
+        if status == "running" and age(str(values.get("heartbeat"))) > SILENT_S:
             status = "interrupted"
     except ValueError as broken:
         problems.append(problem(name, broken))
         return None, None, None
     error, stage = values.get("error"), values.get("stage")
     return status, None if error is None else str(error), None if stage is None else str(stage)
-
-
-def _age(heartbeat: str) -> float:
-    """Gives the seconds since an ISO time; without an offset it is UTC."""
-    time = datetime.datetime.fromisoformat(heartbeat)
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=datetime.UTC)
-    return (datetime.datetime.now(datetime.UTC) - time).total_seconds()
 
 
 def json_mapping(data: bytes) -> dict[str, Any]:

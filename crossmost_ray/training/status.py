@@ -7,23 +7,45 @@ import json
 import platform
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 import crossmost_ray
+from crossmost_ray.config import ConfigError
 from crossmost_ray.storage import Store
 
 ABOUT_NAME = "run.json"
 STATUS_NAME = "status.json"
 CLASSES_NAME = "classes.json"
 
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 5.0
+
+GONE_AFTER_S = 15.0
+"""A driver that has said nothing for so long is gone, and its workers with it: Ray takes them down
+within seconds, but in these they still write."""
+
+DRIVER = uuid.uuid4().hex
+"""Tells this process from any other, be it on another machine or in a container started anew."""
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def age(heartbeat: str) -> float:
+    """Gives the seconds since an ISO time; without an offset it is UTC.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    then = datetime.datetime.fromisoformat(heartbeat)
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=datetime.UTC)
+    return (datetime.datetime.now(datetime.UTC) - then).total_seconds()
 
 
 def write_about(folder: Store, **facts: Any) -> None:
@@ -50,7 +72,14 @@ def write_status(folder: Store, status: str, stage: str, error: str | None = Non
         stage: What is being done, such as training.
         error: One line, where it failed.
     """
-    said = {"status": status, "stage": stage, "error": error, "heartbeat": _now()}
+    said = {
+        "status": status,
+        "stage": stage,
+        "error": error,
+        "heartbeat": _now(),
+        "host": platform.node(),
+        "driver": DRIVER,
+    }
     folder.write(STATUS_NAME, json.dumps(said) + "\n")
 
 
@@ -59,6 +88,42 @@ def read_status(folder: Store) -> Mapping[str, Any] | None:
     stored = folder.read(STATUS_NAME)
     parsed: Mapping[str, Any] | None = None if stored is None else json.loads(stored)
     return parsed
+
+
+def wait_for_silence(folder: Store, tell: Callable[[str], None]) -> None:
+    """Makes sure that nobody else works in a folder, before its work is taken up again.
+
+    Two at once would take each other's checkpoints away. Of a driver that was killed a moment ago
+    the workers may still be writing, too: that is waited for.
+
+    Args:
+        folder: Of a run or a sweep.
+        tell: Is told why it takes a while, if it does.
+
+    Raises:
+        ConfigError: If the work there goes on.
+    """
+
+    def beat() -> str | None:
+        said = read_status(folder) or {}
+        alive = said.get("status") == "running" and said.get("driver") != DRIVER
+        return said["heartbeat"] if alive else None
+
+    first = beat()
+    if first is None or age(first) > GONE_AFTER_S:
+        return
+    tell(f"{folder}: somebody worked here {age(first):.0f} s ago; seeing whether they still do")
+    deadline = time.monotonic() + GONE_AFTER_S
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        if (now := beat()) is None:
+            return
+        if now != first:
+            host = (read_status(folder) or {}).get("host")
+            raise ConfigError(
+                f"{folder}: the work goes on already, driven from {host}; wait for its end or stop "
+                "it, or take another `name`"
+            )
 
 
 @contextmanager

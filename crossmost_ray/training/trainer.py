@@ -46,7 +46,7 @@ from crossmost_ray.storage import Store
 from crossmost_ray.training.adapt import SCORE
 from crossmost_ray.training.build import ModelFacts, inspect_model
 from crossmost_ray.training.checkpoint import PREFIX, list_checkpoints
-from crossmost_ray.training.status import CLASSES_NAME, working, write_about
+from crossmost_ray.training.status import CLASSES_NAME, wait_for_silence, working, write_about
 from crossmost_ray.training.trackers.follow import TrackerCallback, check_trackers
 from crossmost_ray.training.votes import bytes_per_object
 from crossmost_ray.training.watch import EventLog, say, shown
@@ -257,6 +257,8 @@ def train(
     fewest, most = cluster.fewest_workers, cluster.most_workers
     steps = steps_per_epoch(check, config.data, fewest, most)
     run = open_run(config, resume=resume)
+    if resume:
+        wait_for_silence(run, say)
     resume_from = tidy_run(run) if resume else None
     workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     say(

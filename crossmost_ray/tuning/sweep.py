@@ -16,7 +16,7 @@ from crossmost_ray.config import AdaptConfig, ConfigError, config_dict
 from crossmost_ray.data.shards import class_names, list_shards
 from crossmost_ray.data.stream import TRAIN_COLUMNS
 from crossmost_ray.storage import Store
-from crossmost_ray.training.status import working, write_about
+from crossmost_ray.training.status import wait_for_silence, working, write_about
 from crossmost_ray.training.trackers.follow import carried
 from crossmost_ray.training.trainer import CONFIG_NAME, check_cluster
 from crossmost_ray.training.watch import say
@@ -80,6 +80,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, retry_failed: bool = 
 
     open_sweep(sweep, base, folder, resume=resume)
     if resume:
+        wait_for_silence(folder, say)
         ledger = Ledger.read(folder)
     else:
         write_about(folder)

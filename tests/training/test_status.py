@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from crossmost_ray.training import status
 from crossmost_ray.training.status import (
     ABOUT_NAME,
     read_status,
+    wait_for_silence,
     working,
     write_about,
     write_status,
@@ -85,6 +91,62 @@ def test_a_status_is_what_was_written(folder: Store) -> None:
     said = read_status(folder)
     assert said is not None
     assert (said["status"], said["stage"], said["error"]) == ("stopped", "trials", "by hand")
+
+
+@contextmanager
+def other_driver(folder: Store, beats: int) -> Iterator[None]:
+    """A process that works in a folder, beats so often, and is killed."""
+    code = (
+        "import sys, time\n"
+        "from crossmost_ray.storage import Store\n"
+        "from crossmost_ray.training.status import write_status\n"
+        "write_status(Store(sys.argv[1]), 'running', 'training')\n"
+        "print('working', flush=True)\n"
+        "for _ in range(int(sys.argv[2])):\n"
+        "    time.sleep(1)\n"
+        "    write_status(Store(sys.argv[1]), 'running', 'training')\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code, folder.address, str(beats)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"working\n"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def test_nobody_goes_on_with_work_that_goes_on(folder: Store) -> None:
+    told: list[str] = []
+    with (
+        other_driver(folder, beats=1000),
+        pytest.raises(ConfigError, match=f"goes on already, driven from {platform.node()}"),
+    ):
+        wait_for_silence(folder, told.append)
+    assert len(told) == 1
+
+
+def test_what_a_killed_driver_left_is_taken_up_once_its_workers_must_be_gone(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "GONE_AFTER_S", 4.0)
+    with other_driver(folder, beats=0):
+        pass
+    told: list[str] = []
+    start = time.monotonic()
+    wait_for_silence(folder, told.append)
+    assert time.monotonic() - start >= 4
+    assert len(told) == 1
+    # And one that fell silent long ago at once, as one that ended and one's own.
+    wait_for_silence(folder, told.append)
+    with other_driver(folder, beats=0):
+        write_status(folder, "failed", "training", "a view is broken")
+        wait_for_silence(folder, told.append)
+        with working(folder, "training"):
+            wait_for_silence(folder, told.append)
+        wait_for_silence(folder, told.append)
+    assert len(told) == 1
 
 
 def test_a_run_tells_its_command_and_its_versions(
