@@ -86,6 +86,8 @@ style: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@# By itself: jobs and benchmarks have a prepare.py each.
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 check: style test  ## what the project's own check runs

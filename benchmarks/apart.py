@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
@@ -62,7 +63,7 @@ def apart(
     The caller must not have run anything of torch yet: a copy of its threads would wait for ever.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
-        return process.submit(_watched, work, *args, **kwargs).result()
+        return process.submit(partial(_watched, work, *args, **kwargs)).result()
 
 
 def _watched(

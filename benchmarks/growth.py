@@ -160,7 +160,11 @@ def predictions(folder: Path, models: Sequence[str], classes: Sequence[str]) -> 
     rows = []
     for model in models:
         for place in range(SHARD_OBJECTS):
-            row = {"object_id": str(place), "label": str(rng.choice(classes)), "model": model}
+            row: dict[str, Any] = {
+                "object_id": str(place),
+                "label": str(rng.choice(classes)),
+                "model": model,
+            }
             for opinion in OPINIONS:
                 row |= {
                     f"ranked_{opinion}": rng.choice(classes, 5, replace=False).tolist(),
@@ -348,8 +352,8 @@ def ask_workers(folder: Path, turns: int) -> dict[str, dict[str, float]]:
     seen: dict[str, dict[str, list[float]]] = {crew.name: {} for crew in CREWS}
     for turn in range(turns):
         for crew in CREWS:
-            for name, value in train_with(crew, folder / f"turn-{turn}").items():
-                seen[crew.name].setdefault(name, []).append(value)
+            for name, number in train_with(crew, folder / f"turn-{turn}").items():
+                seen[crew.name].setdefault(name, []).append(number)
     return {
         crew: {name: statistics.median(values) for name, values in found.items()}
         for crew, found in seen.items()

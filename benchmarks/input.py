@@ -27,6 +27,7 @@ import math
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -48,10 +49,12 @@ from copies import write_copies
 from measure import append_result, machine
 from memory import processes
 from PIL import Image
-from timm.data import auto_augment, create_transform
+from timm.data import auto_augment
+from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchvision import transforms
 
+from crossmost_ray.cluster import KEEP_FREED_MEMORY
 from crossmost_ray.config import DataConfig, ImageAugmentConfig, PointAugmentConfig
 from crossmost_ray.data.augment import (
     normalize_images_,
@@ -213,7 +216,7 @@ class Rows(IterableDataset[Any]):
 def plain_loader(files: Sequence[Path], num_workers: int) -> DataLoader[Any]:
     """Decodes batches in the workers; they are augmented where they arrive."""
     collate = RawCollate(view_size(IMAGE_SIZE))
-    kept = {"persistent_workers": True, "prefetch_factor": 2} if num_workers else {}
+    kept: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 2} if num_workers else {}
     rows = Rows(files, collate, batched=True)
     return DataLoader(rows, batch_size=None, num_workers=num_workers, **kept)
 
@@ -294,7 +297,7 @@ def weak_cloud(cloud: Cloud) -> Cloud:
     """The published weak steps."""
     cloud = unit_sphere(cloud) * np.float32(RNG.uniform(0.9, 1.1))
     x, y, z = np.clip(RNG.normal(0, 0.06, 3), -0.18, 0.18)
-    return cloud @ (turn(2, z) @ turn(1, y) @ turn(0, x)).T
+    return cloud @ (turn(2, z) @ turn(1, y) @ turn(0, x)).T.astype(np.float32, copy=False)
 
 
 def strong_cloud(cloud: Cloud) -> Cloud:
@@ -311,7 +314,7 @@ def strong_cloud(cloud: Cloud) -> Cloud:
 
 def sample_loader(files: Sequence[Path], num_workers: int) -> DataLoader[Any]:
     """Transforms row by row in the workers, and stacks the results."""
-    kept = {"persistent_workers": True, "prefetch_factor": 2} if num_workers else {}
+    kept: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 2} if num_workers else {}
     return DataLoader(
         Rows(files, PerSample(), batched=False),
         batch_size=BATCH_SIZE,
@@ -483,6 +486,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="that decode and augment in ours")
     parser.add_argument("--device", default="cpu", help="where ours and the loader augment")
     args = parser.parse_args()
+    if not KEEP_FREED_MEMORY.items() <= os.environ.items():
+        # What a run's workers are given, for all three ways: read as a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_FREED_MEMORY})
     device = torch.device(args.device)
     number = args.objects or (384 if args.quick else 1024)
     passes = args.passes or 3

@@ -146,8 +146,8 @@ def marked(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def mark_all(module: ModuleType, names: tuple[str, ...]) -> None:
-    """Wraps functions where a module looks them up."""
+def mark_all(module: ModuleType | type, names: tuple[str, ...]) -> None:
+    """Wraps functions where a module, or a class, looks them up."""
     for name in names:
         setattr(module, name, marked(name, getattr(module, name)))
 
@@ -178,13 +178,15 @@ def main() -> None:
     assert crossmost_ray
     note("config", time.time(), time.time())
     # What the jobs import once their config is known to be good.
+    from ray.train.torch import TorchTrainer
+
     from crossmost_ray.evaluation import adaptation
     from crossmost_ray.training import trainer
 
     note("imports", time.time(), time.time())
     mark_all(trainer, OF_DRIVER)
-    trainer.run_worker = marked_worker
-    trainer.TorchTrainer.fit = marked("fit", trainer.TorchTrainer.fit)  # type: ignore[method-assign]
+    setattr(trainer, "run_worker", marked_worker)  # noqa: B010
+    mark_all(TorchTrainer, ("fit",))
     mark_all(adaptation, ("train", "export_run", "measure"))
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -27,6 +27,7 @@ from crossmost_ray.data.stream import TRAIN_COLUMNS, RawCollate, pair_rows
 from crossmost_ray.evaluation.actor import one_ahead
 from crossmost_ray.optim import build_optimizer, learning_rate, set_learning_rate
 from crossmost_ray.schema import RawBatch
+from crossmost_ray.training.adapt import AdaptTask
 from crossmost_ray.training.build import build_task
 from crossmost_ray.training.step import train_step
 from crossmost_ray.training.worker import step_seed
@@ -64,7 +65,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         classes = class_names(config.data.classes, config.data.shards)
         self.config = config
-        self.task = build_task(config, classes)
+        task = build_task(config, classes)
+        assert isinstance(task, AdaptTask)
+        self.task = task
         self.optimizer = build_optimizer(self.task.parameter_groups(), config.optim)
         self.size = view_size(self.task.bare_student.image.image_size)
         self.generator = torch.Generator()

@@ -31,6 +31,8 @@ from copies import write_copies
 from marks import DECODED, FILE, Mark, periods, read, split_epochs, split_start
 from measure import append_result, machine
 
+from crossmost_ray.cluster import KEEP_FREED_MEMORY
+
 ROOT = Path(__file__).parents[1]
 ADAPT, SWEEP = "jobs/adapt.py", "jobs/sweep.py"
 CONFIG = "configs/adapt/furniture.yaml"
@@ -154,7 +156,7 @@ def ask_overhead(folder: Path, setting: str, turns: int) -> None:
             marks = folder / f"{setting}-{way}-{turn}.jsonl"
             output = f"output={folder}/{setting}-{turn}"
             busy.append(busy_share())
-            run([script, CONFIG, *told, output], marks, {DECODED: str(decoded)})
+            run([script, CONFIG, *told, output], marks, {DECODED: str(decoded)} | KEEP_FREED_MEMORY)
             for kind in ("train_step", "decoded step"):
                 seen.setdefault((kind, way), []).extend(periods(read(marks), kind))
     print(f"\n| {setting} | plain torch, s | in Ray's worker, s | ratio |\n|---|---|---|---|")
@@ -184,7 +186,8 @@ def busy_share(seconds: float = 3.0) -> float:
             values = [int(value) for value in stat.readline().split()[1:]]
         return sum(values), values[3] + values[4]
 
-    (whole, idle), _ = times(), time.sleep(seconds)
+    whole, idle = times()
+    time.sleep(seconds)
     later, later_idle = times()
     return round(1 - (later_idle - idle) / (later - whole), 3)
 

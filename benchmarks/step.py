@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -30,6 +31,7 @@ from measure import append_result, machine
 from published_style import PublishedStyleStep, without_chance
 from torch.utils.flop_counter import FlopCounterMode
 
+from crossmost_ray.cluster import KEEP_FREED_MEMORY
 from crossmost_ray.config import AdaptConfig, parse_config
 from crossmost_ray.models.classifier import (
     CrossModalClassifier,
@@ -202,6 +204,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # Ours run as a run's workers do.
+            env=os.environ if way == "published" else {**os.environ, **KEEP_FREED_MEMORY},
         )
 
     def ask(self, what: str) -> dict[str, float]:

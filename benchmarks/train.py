@@ -14,7 +14,7 @@ from crossmost_ray.training import trainer
 
 
 def main() -> None:
-    trainer.run_worker = marked_worker
+    setattr(trainer, "run_worker", marked_worker)  # noqa: B010
     trainer.train(load_config(AdaptConfig, sys.argv[1], sys.argv[2:]))
 
 

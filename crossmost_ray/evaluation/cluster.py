@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import ray
 import ray.data
 
-from crossmost_ray.cluster import connect
+from crossmost_ray.cluster import connect, worker_environment
 from crossmost_ray.config import ConfigError
 from crossmost_ray.evaluation.actor import ShardPredictor, unit_row
 from crossmost_ray.evaluation.plan import (
@@ -140,7 +140,7 @@ def _run(
             # A process that dies is replaced once on the spot; a node that goes is not waited for.
             max_restarts=1,
             max_task_retries=1,
-            runtime_env={"env_vars": dict(env)},
+            runtime_env={"env_vars": worker_environment(env)},
             ray_remote_args_fn=actors.name_next,
         )
     told.context.enable_progress_bars = False

@@ -23,7 +23,7 @@ from ray.train.v2.api.config import (
 )
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from crossmost_ray.cluster import connect
+from crossmost_ray.cluster import connect, worker_environment
 from crossmost_ray.config import (
     AdaptConfig,
     ClusterConfig,
@@ -300,7 +300,7 @@ def train(
                 checkpoint_score_attribute=SCORE if isinstance(config, AdaptConfig) else None,
             ),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env={"env_vars": dict(cluster.env)},
+            worker_runtime_env={"env_vars": worker_environment(cluster.env)},
             callbacks=[
                 EventLog(run),
                 TrackerCallback(run, config.trackers, config_dict(config)),

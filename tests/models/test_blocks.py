@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crossmost_ray.models.blocks import BlockRunner
 from crossmost_ray.models.classifier import CrossModalClassifier, CrossModalModel, set_runner
 from crossmost_ray.models.image_tower import ImageTower
-from crossmost_ray.models.trunks import clip_block, quick_gelu
+from crossmost_ray.models.trunks import clip_block, quick_mlp
 from crossmost_ray.ops.masks import block_mask, most_hidden
 from tests.synthetic import fresh_model
 
@@ -62,15 +62,22 @@ def test_tokens_that_are_asked_for_are_those_of_the_whole_block() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@given(st.floats(-30, 30), st.floats(0.1, 10))
-def test_quick_gelu_is_its_formula(middle: float, width: float) -> None:
-    x = (middle + width * torch.linspace(-1, 1, 31, dtype=torch.float64)).requires_grad_()
-    formula = x * torch.sigmoid(1.702 * x)
-    ours = quick_gelu(x)
-    torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-14)
-    weights = torch.linspace(-1, 1, 31, dtype=torch.float64)
-    ((expected,), (found,)) = (torch.autograd.grad((y * weights).sum(), x) for y in (formula, ours))
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+@given(st.floats(-30, 30), st.floats(0.1, 10), st.lists(st.integers(1, 4), max_size=2))
+def test_the_quick_mlp_is_its_formula(middle: float, width: float, shape: list[int]) -> None:
+    torch.manual_seed(0)
+    inner, outer = nn.Linear(3, 5).double(), nn.Linear(5, 2).double()
+    x = middle + width * torch.randn(*shape, 2, 3, dtype=torch.float64)
+
+    def formula(x: Tensor) -> Tensor:
+        opened = inner(x)
+        return outer(opened * torch.sigmoid(1.702 * opened))
+
+    both = nn.ModuleList([inner, outer])
+    expected = gradients(both, x, formula)
+    for found, wanted in zip(
+        gradients(both, x, lambda x: quick_mlp(x, inner, outer)), expected, strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 @given(grid=st.integers(1, 15), cell=st.integers(1, 5), ratio=st.floats(0, 1))
