@@ -1,4 +1,4 @@
-"""The way to the cluster: what a killed one left does not stand in it, and what workers are given."""
+"""The way to the cluster: what a killed one left does not stand in it; what workers are given."""
 
 from __future__ import annotations
 
