@@ -30,26 +30,26 @@ DECODED = "CROSSMOST_DECODED_STEPS"
 
 OF_DRIVER = ("list_shards", "inspect_model", "connect", "check_shards")
 OF_WORKER = (
-    *("build_task", "_restore", "build_optimizer", "raw_batches"),
+    *("build_task", "_restore", "build_optimizer"),
     *("train_step", "_write_down", "_save_and_report"),
 )
 
 
 PARTS = {
-    "python and config": ("spawn", "config"),
-    "imports": ("config", "imports"),
-    "list shards": ("list_shards",),
-    "load model, driver": ("inspect_model",),
-    "ray.init": ("connect",),
-    "check shards": ("check_shards",),
-    "start worker": ("fit", "worker"),
-    "build task, worker": ("build_task",),
-    "optimiser, checkpoint": ("_restore", "build_optimizer"),
-    "first batch": ("raw_batches", "train_step"),
-    "first step": ("train_step",),
+    "python and config": ("spawn began", "config began"),
+    "imports": ("config began", "imports began"),
+    "list shards": ("list_shards began", "list_shards ended"),
+    "load model, driver": ("inspect_model began", "inspect_model ended"),
+    "ray.init": ("connect began", "connect ended"),
+    "check shards": ("check_shards began", "check_shards ended"),
+    "start worker": ("fit began", "worker began"),
+    "build task, worker": ("build_task began", "build_task ended"),
+    "optimiser, checkpoint": ("build_optimizer began", "_restore ended"),
+    "first batch": ("_restore ended", "train_step began"),
+    "first step": ("train_step began", "train_step ended"),
 }
-"""Where the time until the first step goes: from one mark's beginning to another's, or all that the
-first of one kind took."""
+"""Where the time until the first step goes: from one moment to another, each of the first mark of a
+name. The stream is set up while the task is built: the first batch is what is left to wait for."""
 
 
 class Mark(NamedTuple):
@@ -79,15 +79,13 @@ def first(marks: Sequence[Mark], name: str) -> Mark:
 
 def split_start(marks: Sequence[Mark]) -> dict[str, float]:
     """Splits the seconds from the command to the end of the first step; the rest is `other`."""
-    found = {}
-    for part, names in PARTS.items():
-        one, other = first(marks, names[0]), first(marks, names[-1])
-        if len(names) == 1:
-            found[part] = one.ended - one.began
-        elif part == "optimiser, checkpoint":
-            found[part] = other.ended - one.began
-        else:
-            found[part] = other.began - one.began
+
+    def moment(said: str) -> float:
+        name, which = said.split()
+        mark = first(marks, name)
+        return mark.began if which == "began" else mark.ended
+
+    found = {part: moment(end) - moment(start) for part, (start, end) in PARTS.items()}
     whole = first(marks, "train_step").ended - first(marks, "spawn").began
     return found | {"other": whole - sum(found.values()), "whole": whole}
 

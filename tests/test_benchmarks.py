@@ -245,13 +245,12 @@ def run_marks() -> list[Mark]:
         *(Mark("python", 1, 1), Mark("config", 2, 2), Mark("imports", 5, 5)),
         *(Mark("inspect_model", 5, 6), Mark("list_shards", 6, 6.5), Mark("connect", 7, 10)),
         *(Mark("check_shards", 10, 12), Mark("worker", 20, 20), Mark("build_task", 20, 21)),
-        *(Mark("_restore", 21, 21.5), Mark("build_optimizer", 21.5, 22)),
-        Mark("raw_batches", 22, 22),
+        *(Mark("build_optimizer", 21, 21.5), Mark("_restore", 21.5, 22)),
     ]
     steps = [Mark("train_step", 25 + k, 25.8 + k) for k in range(3)]
     end = [
         *(Mark("finish_epoch", 28, 30), Mark("_write_down", 30, 31)),
-        *(Mark("_save_and_report", 31, 35), Mark("raw_batches", 35, 35)),
+        Mark("_save_and_report", 31, 35),
     ]
     more = [Mark("train_step", 36 + 2 * k, 37 + 2 * k) for k in range(3)]
     last = [

@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -340,6 +340,46 @@ def raw_batches(
             batch.captions,
             batch.names,
         )
+
+
+class Epochs:
+    """One epoch's batches after the other's. An epoch begins while the last step of the one before
+    is taken: to set its stream up takes Ray half a second, in which no step would be.
+
+    Args:
+        begin: Gives the batches of an epoch, by its number.
+        num_epochs: How many there are; none begins after the last.
+        num_batches: Of an epoch, as many as every worker takes.
+    """
+
+    def __init__(
+        self, begin: Callable[[int], Iterator[RawBatch]], *, num_epochs: int, num_batches: int
+    ) -> None:
+        self._begin = begin
+        self._num_epochs, self._num_batches = num_epochs, num_batches
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: tuple[int, Future[Iterator[RawBatch]]] | None = None
+
+    def prepare(self, epoch: int) -> None:
+        """Lets an epoch begin."""
+        if epoch < self._num_epochs:
+            self._coming = epoch, self._thread.submit(self._started, epoch)
+
+    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[RawBatch]:
+        """Iterates over an epoch's batches, but for the first few."""
+        if self._coming is None or self._coming[0] != epoch:
+            self.prepare(epoch)
+        assert self._coming is not None
+        started = self._coming[1].result()
+        for place, batch in enumerate(itertools.islice(started, self._num_batches), start=1):
+            if place == self._num_batches:
+                self.prepare(epoch + 1)
+            if place > skip:
+                yield batch
+
+    def _started(self, epoch: int) -> Iterator[RawBatch]:
+        batches = self._begin(epoch)
+        return itertools.chain(list(itertools.islice(batches, 1)), batches)
 
 
 def steps_per_epoch(check: ShardCheck, config: DataConfig, fewest: int, most: int) -> int:

@@ -25,6 +25,11 @@ def checkpoint_name(step: int) -> str:
     return f"{PREFIX}{step:08d}"
 
 
+def step_of(name: str) -> int:
+    """Gives the steps before the checkpoint of this name."""
+    return int(name.removeprefix(PREFIX))
+
+
 def list_checkpoints(run: Store) -> list[str]:
     """Lists the names of a run's complete checkpoints in the order of the steps."""
     return [
@@ -59,7 +64,7 @@ def best_checkpoint(run: Store, scores: Mapping[int, float]) -> Store:
     scored = {
         name: score
         for name in list_checkpoints(run)
-        if (score := scores.get(int(name.removeprefix(PREFIX)))) is not None
+        if (score := scores.get(step_of(name))) is not None
     }
     if not scored:
         raise ConfigError(

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,14 +23,20 @@ from torch import Tensor, nn
 
 from crossmost_ray.config import AdaptConfig, PretrainConfig
 from crossmost_ray.data.decode import hash_id
-from crossmost_ray.data.stream import raw_batches
+from crossmost_ray.data.stream import Epochs, raw_batches
 from crossmost_ray.ops.distributed import mean_over_workers, most_of_workers
 from crossmost_ray.optim import build_optimizer, learning_rate, set_learning_rate
 from crossmost_ray.schema import RawBatch
 from crossmost_ray.storage import Store
 from crossmost_ray.training.adapt import SCORE
 from crossmost_ray.training.build import build_task
-from crossmost_ray.training.checkpoint import STATE_NAME, checkpoint_name, load_state, save_state
+from crossmost_ray.training.checkpoint import (
+    STATE_NAME,
+    checkpoint_name,
+    load_state,
+    save_state,
+    step_of,
+)
 from crossmost_ray.training.events import log_event
 from crossmost_ray.training.execution import exchange_options, resolve_execution
 from crossmost_ray.training.step import NonFiniteLossError, train_step
@@ -130,34 +135,42 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     torch.set_num_threads(config.cluster.threads_per_worker)
     torch.manual_seed(config.seed)
 
-    execution = resolve_execution(config.cluster, device)
-    wrap = partial(_for_workers, accumulate=optim.accumulate)
-    task = build_task(config, plan.classes, wrap, device, execution)
-    optimizer = build_optimizer(task.parameter_groups(), optim)
-    position = _restore(plan, task, optimizer, device)
-    first_step = position.epoch * plan.steps_per_epoch + position.done
-    if rank == 0:
-        log_event(plan.run, "started", num_workers=num_workers, step=first_step)
-        if execution.note is not None:
-            log_event(plan.run, "uncompiled", says=execution.note)
-
     shard = ray.train.get_dataset_shard("train")
-    generator = torch.Generator(device=device)
-    num_steps = optim.epochs * plan.steps_per_epoch
-    progress = _Progress(plan.run, num_steps, share * num_workers, active=rank == 0)
-    notice = _Notice(first_step)
-    while position.epoch < optim.epochs and position.stop is None:
-        epoch, skipped = position.epoch, position.done
-        batches = raw_batches(
+    epochs = Epochs(
+        lambda epoch: raw_batches(
             shard,
             config.data,
             batch_size=share,
             view_size=plan.view_size,
             seed=config.seed * 100_003 + epoch,
             device=device,
-        )
+        ),
+        num_epochs=optim.epochs,
+        num_batches=plan.steps_per_epoch,
+    )
+    checkpoint = _last_checkpoint(plan)
+    # The stream is set up while the task is.
+    epochs.prepare(0 if checkpoint is None else step_of(checkpoint) // plan.steps_per_epoch)
+
+    execution = resolve_execution(config.cluster, device)
+    wrap = partial(_for_workers, accumulate=optim.accumulate)
+    task = build_task(config, plan.classes, wrap, device, execution)
+    optimizer = build_optimizer(task.parameter_groups(), optim)
+    position = _restore(plan.run, checkpoint, task, optimizer, device)
+    first_step = position.epoch * plan.steps_per_epoch + position.done
+    if rank == 0:
+        log_event(plan.run, "started", num_workers=num_workers, step=first_step)
+        if execution.note is not None:
+            log_event(plan.run, "uncompiled", says=execution.note)
+
+    generator = torch.Generator(device=device)
+    num_steps = optim.epochs * plan.steps_per_epoch
+    progress = _Progress(plan.run, num_steps, share * num_workers, active=rank == 0)
+    notice = _Notice(first_step)
+    while position.epoch < optim.epochs and position.stop is None:
+        epoch = position.epoch
         start = time.monotonic()
-        for batch in position.timed(islice(batches, skipped, plan.steps_per_epoch)):
+        for batch in position.timed(epochs.batches(epoch, skip=position.done)):
             step = epoch * plan.steps_per_epoch + position.done
             set_learning_rate(
                 optimizer,
@@ -254,15 +267,23 @@ def _write_down(run: Store, epoch: int, end: EpochEnd) -> None:
         log_event(run, kind, epoch=epoch, **facts)
 
 
-def _restore(
-    plan: WorkerPlan, task: Task, optimizer: torch.optim.Optimizer, device: torch.device
-) -> Position:
-    """Takes up the last checkpoint, if there is one."""
+def _last_checkpoint(plan: WorkerPlan) -> str | None:
+    """Names the checkpoint to go on from; None at the beginning of a run."""
     registered = ray.train.get_checkpoint()
-    name = plan.resume_from if registered is None else os.path.basename(registered.path)
-    if name is None:
+    return plan.resume_from if registered is None else os.path.basename(registered.path)
+
+
+def _restore(
+    run: Store,
+    checkpoint: str | None,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> Position:
+    """Takes up a checkpoint, if there is one."""
+    if checkpoint is None:
         return Position([])
-    state = load_state(plan.run.child(name))
+    state = load_state(run.child(checkpoint))
     task.load_state_dict(state["task"])
     optimizer.load_state_dict(state["optimizer"])
     sums = {key: value.to(device) for key, value in state["sums"].items()}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import queue
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +24,7 @@ from crossmost_ray.data.shards import BadRow, ShardCheck, list_shards
 from crossmost_ray.data.stream import (
     MAX_NAMED_ROWS,
     BrokenViewError,
+    Epochs,
     RawCollate,
     name_left_out,
     pair_rows,
@@ -200,3 +204,48 @@ def test_of_many_rows_that_are_left_out_a_few_are_named() -> None:
     assert len(few) == MAX_NAMED_ROWS
     assert name_left_out(bad) == [*few, f"left out: {100 - MAX_NAMED_ROWS} more"]
     assert name_left_out([]) == []
+
+
+class Source:
+    """Epochs of batches that tell what they are: (epoch, place)."""
+
+    def __init__(self, num_batches: int) -> None:
+        self.num_batches = num_batches
+        self.begun: queue.Queue[int] = queue.Queue()
+
+    def begin(self, epoch: int) -> Iterator[Any]:
+        self.begun.put(epoch)
+        for place in range(self.num_batches):
+            yield epoch, place
+
+
+def test_every_epoch_gives_its_batches_less_those_that_were_taken_before() -> None:
+    # The source has one more than every worker takes.
+    epochs = Epochs(Source(4).begin, num_epochs=3, num_batches=3)
+    assert list(epochs.batches(1, skip=2)) == [(1, 2)]
+    assert list(epochs.batches(2)) == [(2, 0), (2, 1), (2, 2)]
+
+
+def test_an_epoch_begins_while_the_last_step_of_the_one_before_is_taken() -> None:
+    source = Source(3)
+    epochs = Epochs(source.begin, num_epochs=2, num_batches=3)
+    first = epochs.batches(0)
+    assert [next(first), next(first)] == [(0, 0), (0, 1)]
+    assert (source.begun.get(timeout=30), source.begun.empty()) == (0, True)
+    assert next(first) == (0, 2)
+    assert source.begun.get(timeout=30) == 1
+    assert list(first) == []
+    assert list(epochs.batches(1)) == [(1, 0), (1, 1), (1, 2)]
+    assert source.begun.empty(), "none begins after the last"
+
+
+def test_what_breaks_an_epoch_is_raised_where_its_batches_are_asked_for() -> None:
+    def begin(epoch: int) -> Iterator[Any]:
+        if epoch == 1:
+            raise BrokenViewError("a chair", "cut short")
+        yield epoch
+
+    epochs = Epochs(begin, num_epochs=2, num_batches=1)
+    assert list(epochs.batches(0)) == [0]
+    with pytest.raises(BrokenViewError, match="a chair"):
+        next(epochs.batches(1))
