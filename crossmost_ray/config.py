@@ -514,7 +514,7 @@ class ClusterConfig:
 
     compile: Literal["auto", "always", "never"] = "auto"
     """Whether the transformers' blocks are compiled: auto does on a GPU (not measured there); on
-    a CPU it gains 2 % in float32. A run that can't compile says so and goes on."""
+    a CPU it gains nothing. A run that can't compile says so and goes on."""
 
     recompute: bool = False
     """Whether the student's blocks are computed again on the way back, in place of being kept: a
