@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -307,7 +307,7 @@ def raw_batches(
     view_size: int,
     seed: int,
     device: torch.device,
-) -> Iterator[RawBatch]:
+) -> Generator[RawBatch, None, None]:
     """Iterates over one epoch's batches of one worker.
 
     Args:
@@ -342,6 +342,10 @@ def raw_batches(
         )
 
 
+_Started = tuple[list["RawBatch"], Generator["RawBatch", None, None]]
+"""The first batch of an epoch, and the others."""
+
+
 class Epochs:
     """One epoch's batches after the other's. An epoch begins while the last step of the one before
     is taken: to set its stream up takes Ray half a second, in which no step would be.
@@ -353,12 +357,16 @@ class Epochs:
     """
 
     def __init__(
-        self, begin: Callable[[int], Iterator[RawBatch]], *, num_epochs: int, num_batches: int
+        self,
+        begin: Callable[[int], Generator[RawBatch, None, None]],
+        *,
+        num_epochs: int,
+        num_batches: int,
     ) -> None:
         self._begin = begin
         self._num_epochs, self._num_batches = num_epochs, num_batches
         self._thread = ThreadPoolExecutor(1)
-        self._coming: tuple[int, Future[Iterator[RawBatch]]] | None = None
+        self._coming: tuple[int, Future[_Started]] | None = None
 
     def prepare(self, epoch: int) -> None:
         """Lets an epoch begin."""
@@ -370,16 +378,19 @@ class Epochs:
         if self._coming is None or self._coming[0] != epoch:
             self.prepare(epoch)
         assert self._coming is not None
-        started = self._coming[1].result()
-        for place, batch in enumerate(itertools.islice(started, self._num_batches), start=1):
+        first, rest = self._coming[1].result()
+        batches = itertools.islice(itertools.chain(first, rest), self._num_batches)
+        for place, batch in enumerate(batches, start=1):
             if place == self._num_batches:
+                # First: Ray takes the end of a share's iteration for that of its newest one.
+                rest.close()
                 self.prepare(epoch + 1)
             if place > skip:
                 yield batch
 
-    def _started(self, epoch: int) -> Iterator[RawBatch]:
+    def _started(self, epoch: int) -> _Started:
         batches = self._begin(epoch)
-        return itertools.chain(list(itertools.islice(batches, 1)), batches)
+        return list(itertools.islice(batches, 1)), batches
 
 
 def steps_per_epoch(check: ShardCheck, config: DataConfig, fewest: int, most: int) -> int:

@@ -6,7 +6,7 @@ import pickle
 import queue
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +212,17 @@ class Source:
     def __init__(self, num_batches: int) -> None:
         self.num_batches = num_batches
         self.begun: queue.Queue[int] = queue.Queue()
+        self.open = False
 
-    def begin(self, epoch: int) -> Iterator[Any]:
+    def begin(self, epoch: int) -> Generator[Any, None, None]:
         self.begun.put(epoch)
-        for place in range(self.num_batches):
-            yield epoch, place
+        assert not self.open, "Ray knows one iteration of a share at a time"
+        self.open = True
+        try:
+            for place in range(self.num_batches):
+                yield epoch, place
+        finally:
+            self.open = False
 
 
 def test_every_epoch_gives_its_batches_less_those_that_were_taken_before() -> None:
@@ -240,7 +246,7 @@ def test_an_epoch_begins_while_the_last_step_of_the_one_before_is_taken() -> Non
 
 
 def test_what_breaks_an_epoch_is_raised_where_its_batches_are_asked_for() -> None:
-    def begin(epoch: int) -> Iterator[Any]:
+    def begin(epoch: int) -> Generator[Any, None, None]:
         if epoch == 1:
             raise BrokenViewError("a chair", "cut short")
         yield epoch

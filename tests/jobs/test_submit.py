@@ -58,6 +58,8 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
             *(RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"),
             *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={dashboard}", f"--temp-dir={short}"),
+            # Not the default, on which the agent of another cluster of these tests may answer.
+            f"--dashboard-agent-listen-port={free_port()}",
             "--object-store-memory=200000000",
         ],
         env=environment,
@@ -70,9 +72,9 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     # Jobs are taken a little later than they are listed.
     hello = [RAY, "job", "submit", "--", "python", "-V"]
     try:
-        while subprocess.run(hello, env=terminal, capture_output=True).returncode:
+        while (said := subprocess.run(hello, env=terminal, capture_output=True)).returncode:
             assert head.poll() is None, "the head has ended"
-            assert time.monotonic() < deadline, "the head did not start"
+            assert time.monotonic() < deadline, f"the head did not start: {said.stderr.decode()}"
             time.sleep(1)
         yield terminal
     finally:
