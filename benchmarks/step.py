@@ -56,8 +56,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "ours-compiled": {"precision": "float32", "compile": "always"},
     "ours-bf16-compiled": {"precision": "bfloat16", "compile": "always"},
     "ours-recompute": {"precision": "float32", "recompute": True},
+    "ours-glibc": {"precision": "float32"},
 }
 """Ways by name: what `cluster` says of each of ours."""
+
+GLIBC = ("published", "ours-glibc")
+"""Ways that give freed memory back as glibc does by itself; the others keep it, as workers do."""
 
 
 @dataclasses.dataclass
@@ -204,8 +208,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Ours run as a run's workers do.
-            env=os.environ if way == "published" else {**os.environ, **KEEP_FREED_MEMORY},
+            env=os.environ if way in GLIBC else {**os.environ, **KEEP_FREED_MEMORY},
         )
 
     def ask(self, what: str) -> dict[str, float]:

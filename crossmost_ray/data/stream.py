@@ -352,6 +352,7 @@ class Epochs:
 
     Args:
         begin: Gives the batches of an epoch, by its number.
+        first: Number of the epoch that begins at once.
         num_epochs: How many there are; none begins after the last.
         num_batches: Of an epoch, as many as every worker takes.
     """
@@ -360,33 +361,33 @@ class Epochs:
         self,
         begin: Callable[[int], Generator[RawBatch, None, None]],
         *,
+        first: int,
         num_epochs: int,
         num_batches: int,
     ) -> None:
         self._begin = begin
-        self._num_epochs, self._num_batches = num_epochs, num_batches
+        self._num_batches = num_batches
         self._thread = ThreadPoolExecutor(1)
-        self._coming: tuple[int, Future[_Started]] | None = None
+        self._numbers = iter(range(first, num_epochs))
+        self._prepare()
 
-    def prepare(self, epoch: int) -> None:
-        """Lets an epoch begin."""
-        if epoch < self._num_epochs:
-            self._coming = epoch, self._thread.submit(self._started, epoch)
-
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[RawBatch]:
-        """Iterates over an epoch's batches, but for the first few."""
-        if self._coming is None or self._coming[0] != epoch:
-            self.prepare(epoch)
-        assert self._coming is not None
-        first, rest = self._coming[1].result()
+    def batches(self, *, skip: int = 0) -> Iterator[RawBatch]:
+        """Iterates over the batches of the epoch at hand, but for the first few."""
+        first, rest = self._coming.result()
         batches = itertools.islice(itertools.chain(first, rest), self._num_batches)
         for place, batch in enumerate(batches, start=1):
             if place == self._num_batches:
                 # First: Ray takes the end of a share's iteration for that of its newest one.
                 rest.close()
-                self.prepare(epoch + 1)
+                self._prepare()
             if place > skip:
                 yield batch
+
+    def _prepare(self) -> None:
+        """Lets the next epoch begin, if there is one."""
+        epoch = next(self._numbers, None)
+        if epoch is not None:
+            self._coming: Future[_Started] = self._thread.submit(self._started, epoch)
 
     def _started(self, epoch: int) -> _Started:
         batches = self._begin(epoch)

@@ -104,25 +104,24 @@ def wait_for_silence(folder: Store, tell: Callable[[str], None]) -> None:
         ConfigError: If the work there goes on.
     """
 
-    def beat() -> str | None:
+    def sign_of_another() -> Mapping[str, Any] | None:
         said = read_status(folder) or {}
         alive = said.get("status") == "running" and said.get("driver") != DRIVER
-        return said["heartbeat"] if alive else None
+        return said if alive else None
 
-    first = beat()
-    if first is None or age(first) > GONE_AFTER_S:
+    first = sign_of_another()
+    if first is None or (silent_s := age(first["heartbeat"])) > GONE_AFTER_S:
         return
-    tell(f"{folder}: somebody worked here {age(first):.0f} s ago; seeing whether they still do")
+    tell(f"{folder}: somebody worked here {silent_s:.0f} s ago; seeing whether they still do")
     deadline = time.monotonic() + GONE_AFTER_S
     while time.monotonic() < deadline:
         time.sleep(1)
-        if (now := beat()) is None:
+        if (now := sign_of_another()) is None:
             return
-        if now != first:
-            host = (read_status(folder) or {}).get("host")
+        if now["heartbeat"] != first["heartbeat"]:
             raise ConfigError(
-                f"{folder}: the work goes on already, driven from {host}; wait for its end or stop "
-                "it, or take another `name`"
+                f"{folder}: the work goes on already, driven from {now['host']}; wait for its end "
+                "or stop it, or take another `name`"
             )
 
 

@@ -257,9 +257,10 @@ def train(
     fewest, most = cluster.fewest_workers, cluster.most_workers
     steps = steps_per_epoch(check, config.data, fewest, most)
     run = open_run(config, resume=resume)
+    resume_from = None
     if resume:
         wait_for_silence(run, say)
-    resume_from = tidy_run(run) if resume else None
+        resume_from = tidy_run(run)
     workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     say(
         f"{config.name}: {count_text(check)}, {config.optim.epochs} epochs of "

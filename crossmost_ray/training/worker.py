@@ -136,6 +136,8 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     torch.manual_seed(config.seed)
 
     shard = ray.train.get_dataset_shard("train")
+    checkpoint = _last_checkpoint(plan)
+    # The stream is set up while the task is.
     epochs = Epochs(
         lambda epoch: raw_batches(
             shard,
@@ -145,12 +147,10 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
             seed=config.seed * 100_003 + epoch,
             device=device,
         ),
+        first=0 if checkpoint is None else step_of(checkpoint) // plan.steps_per_epoch,
         num_epochs=optim.epochs,
         num_batches=plan.steps_per_epoch,
     )
-    checkpoint = _last_checkpoint(plan)
-    # The stream is set up while the task is.
-    epochs.prepare(0 if checkpoint is None else step_of(checkpoint) // plan.steps_per_epoch)
 
     execution = resolve_execution(config.cluster, device)
     wrap = partial(_for_workers, accumulate=optim.accumulate)
@@ -170,7 +170,7 @@ def run_worker(loop_config: dict[str, WorkerPlan]) -> str | None:
     while position.epoch < optim.epochs and position.stop is None:
         epoch = position.epoch
         start = time.monotonic()
-        for batch in position.timed(epochs.batches(epoch, skip=position.done)):
+        for batch in position.timed(epochs.batches(skip=position.done)):
             step = epoch * plan.steps_per_epoch + position.done
             set_learning_rate(
                 optimizer,

@@ -227,21 +227,21 @@ class Source:
 
 def test_every_epoch_gives_its_batches_less_those_that_were_taken_before() -> None:
     # The source has one more than every worker takes.
-    epochs = Epochs(Source(4).begin, num_epochs=3, num_batches=3)
-    assert list(epochs.batches(1, skip=2)) == [(1, 2)]
-    assert list(epochs.batches(2)) == [(2, 0), (2, 1), (2, 2)]
+    epochs = Epochs(Source(4).begin, first=1, num_epochs=3, num_batches=3)
+    assert list(epochs.batches(skip=2)) == [(1, 2)]
+    assert list(epochs.batches()) == [(2, 0), (2, 1), (2, 2)]
 
 
 def test_an_epoch_begins_while_the_last_step_of_the_one_before_is_taken() -> None:
     source = Source(3)
-    epochs = Epochs(source.begin, num_epochs=2, num_batches=3)
-    first = epochs.batches(0)
+    epochs = Epochs(source.begin, first=0, num_epochs=2, num_batches=3)
+    first = epochs.batches()
     assert [next(first), next(first)] == [(0, 0), (0, 1)]
     assert (source.begun.get(timeout=30), source.begun.empty()) == (0, True)
     assert next(first) == (0, 2)
     assert source.begun.get(timeout=30) == 1
     assert list(first) == []
-    assert list(epochs.batches(1)) == [(1, 0), (1, 1), (1, 2)]
+    assert list(epochs.batches()) == [(1, 0), (1, 1), (1, 2)]
     assert source.begun.empty(), "none begins after the last"
 
 
@@ -251,7 +251,7 @@ def test_what_breaks_an_epoch_is_raised_where_its_batches_are_asked_for() -> Non
             raise BrokenViewError("a chair", "cut short")
         yield epoch
 
-    epochs = Epochs(begin, num_epochs=2, num_batches=1)
-    assert list(epochs.batches(0)) == [0]
+    epochs = Epochs(begin, first=0, num_epochs=2, num_batches=1)
+    assert list(epochs.batches()) == [0]
     with pytest.raises(BrokenViewError, match="a chair"):
-        next(epochs.batches(1))
+        next(epochs.batches())
