@@ -31,7 +31,7 @@ ENVIRONMENT = {
 
 # Of processes that train or predict, read by glibc as they start: what they free they keep, in one
 # place for all threads, for the tensors of the next step. Otherwise large pieces go back to the
-# kernel at once and come anew page by page, which on a CPU is 2 to 8 % of the work.
+# kernel at once and come anew page by page, which on a CPU is some percent of the work.
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
